@@ -1,0 +1,1 @@
+"""The command line: terminal <-> core types, nothing else."""

@@ -1,0 +1,207 @@
+"""What an engine is: a class that loads a model and answers requests.
+
+Implement ``Engine`` when the backend takes messages and gives text (a remote server). Implement
+``TokenEngine`` when it takes tokens and gives tokens: then the core adds chat template, context
+fitting, stop strings, UTF-8 assembly, reasoning, usage and cancellation, the same for all.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+from myllm_core.errors import UnsupportedError
+from myllm_core.models.manifest import Model
+from myllm_core.types import (
+    ChatRequest,
+    CompletionRequest,
+    Embeddings,
+    Event,
+    Request,
+    Sampling,
+)
+
+LoadProgress = Callable[[float], None]
+"""Called with the fraction loaded, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """How well an engine can load a model: ``score`` 0 (not at all) to 100 (made for it).
+
+    ``missing`` names what isn't installed and ``install`` is the command that installs it; an engine
+    with something missing keeps the score that it would have with it.
+    """
+
+    score: int
+    reason: str
+    missing: str | None = None
+    install: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes that loading will take; ``device`` is accelerator memory."""
+
+    host: int
+    device: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOption:
+    """An option of ``Engine.load``; its type is its default's, or ``type`` when the default is None."""
+
+    name: str
+    default: Any
+    help: str
+    type: type = int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What is true of a loaded model.
+
+    ``context_size`` is what one sequence may use now, ``trained_context`` what the model was trained
+    for. ``eos_tokens`` end a reply. ``special_tokens`` are the texts of control tokens, which a user's
+    text must never become; ``added_tokens`` are other tokens that the tokenizer matches as a whole.
+    ``bos_token`` is put first, unless the template already did, when it isn't None.
+    ``capabilities`` are those that are live: ``chat``, ``complete``, ``embed``, ``logprobs``, ``vision``, ``tools``.
+    """
+
+    context_size: int
+    trained_context: int = 0
+    vocab_size: int = 0
+    chat_template: str | None = None
+    bos_token: int | None = None
+    bos_text: str = ""
+    eos_text: str = ""
+    eos_tokens: frozenset[int] = frozenset()
+    special_tokens: tuple[str, ...] = ()
+    added_tokens: tuple[str, ...] = ()
+    capabilities: frozenset[str] = frozenset({"chat"})
+
+
+class Engine(ABC):
+    """A loaded model that turns messages into events. The class is the registration.
+
+    ``name`` and ``formats`` are readable without importing the backend: import it inside methods.
+    ``sampling`` names the options of ``Sampling`` that the engine honours; a request that sets
+    another one is refused, so nothing is dropped silently. ``max_concurrency`` is how many ``chat``
+    calls may run at the same time, each on a thread of its own.
+    """
+
+    name: ClassVar[str]
+    formats: ClassVar[frozenset[str]]
+    load_options: ClassVar[tuple[LoadOption, ...]] = ()
+    sampling: ClassVar[frozenset[str]] = frozenset()
+    max_concurrency: int = 1
+
+    @classmethod
+    @abstractmethod
+    def probe(cls, model: Model) -> Support:
+        """Say how well this engine can load ``model``. Must be quick and load nothing."""
+
+    @classmethod
+    @abstractmethod
+    def estimate(cls, model: Model, options: Mapping[str, Any]) -> MemoryEstimate:
+        """Say how much memory ``load`` with these options will take."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, model: Model, options: Mapping[str, Any], progress: LoadProgress) -> Self:
+        """Load the model. ``options`` holds every name of ``load_options``. Raises ``EngineError``."""
+
+    @property
+    @abstractmethod
+    def facts(self) -> ModelFacts:
+        """What is true of the loaded model."""
+
+    @abstractmethod
+    def chat(self, request: ChatRequest) -> Iterator[Event]:
+        """Answer a conversation. Yields events, exactly one ``Finish``, last."""
+
+    def complete(self, request: CompletionRequest) -> Iterator[Event]:
+        """Continue a raw prompt. Raises ``UnsupportedError`` when the engine can't."""
+        raise UnsupportedError(f"the {self.name} engine can't continue a raw prompt; send messages to chat instead")
+
+    def embed(self, inputs: Seq[str]) -> Embeddings:
+        """One vector per input. Raises ``UnsupportedError`` when the engine or model can't."""
+        raise UnsupportedError(f"the {self.name} engine makes no embeddings of this model; use an embedding model")
+
+    def close(self) -> None:  # noqa: B027 - most engines have nothing to release
+        """Give all memory back. May be called twice."""
+
+
+@dataclass(slots=True)
+class Sequence:
+    """A prompt that an engine continues: ``tokens`` is the whole prompt, at least one token.
+
+    The engine goes on until ``cancel(id)``: the core decides when a reply ends. ``max_tokens`` is how
+    many tokens the core will take at most, so that the engine can plan memory. ``logprobs`` as in
+    ``ChatRequest``.
+    """
+
+    id: int
+    tokens: list[int]
+    sampling: Sampling
+    max_tokens: int
+    logprobs: int | None = None
+
+
+@dataclass(slots=True)
+class TokenOut:
+    """One new token of a sequence.
+
+    ``cached_tokens`` counts prompt tokens that were reused, and is read on a sequence's first token.
+    ``logprob`` and ``top`` (token, logprob; best first) are set when the sequence asked for them.
+    A sequence that can't go on yields a last TokenOut with ``error``; the engine has dropped it then.
+    """
+
+    sequence_id: int
+    token: int
+    cached_tokens: int = 0
+    logprob: float = 0.0
+    top: list[tuple[int, float]] = field(default_factory=list)
+    error: Exception | None = None
+
+
+class TokenEngine(Engine):
+    """A loaded model that turns tokens into tokens. Called from one thread, always the same."""
+
+    max_sequences: int = 1
+
+    @abstractmethod
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        """Token ids of ``text``, without BOS or EOS. Control tokens are recognised only when ``special``."""
+
+    @abstractmethod
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for; empty for control tokens."""
+
+    @abstractmethod
+    def add(self, sequence: Sequence) -> None:
+        """Take a sequence on. Never called for more than ``max_sequences`` at a time."""
+
+    @abstractmethod
+    def cancel(self, sequence_id: int) -> None:
+        """Drop a sequence, whether it is done or not; unknown ids are ignored."""
+
+    @abstractmethod
+    def step(self) -> list[TokenOut]:
+        """One forward pass over every running sequence. May return nothing for one that still reads its prompt."""
+
+    def chat(self, request: ChatRequest) -> Iterator[Event]:
+        """Answer a conversation alone, without a worker: for tests and scripts."""
+        return self._alone(request)
+
+    def complete(self, request: CompletionRequest) -> Iterator[Event]:
+        """Continue a raw prompt alone, without a worker: for tests and scripts."""
+        return self._alone(request)
+
+    def _alone(self, request: Request) -> Iterator[Event]:
+        from myllm_core.chat.pipeline import run_alone
+
+        return run_alone(self, request)

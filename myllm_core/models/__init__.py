@@ -1,0 +1,1 @@
+"""Models on disk: references, manifests, the store."""

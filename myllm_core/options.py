@@ -1,0 +1,98 @@
+"""Generation options as people give them: strict, with ranges, and refused when unknown.
+
+One model serves the HTTP API, the command line, manifests and Python programs, so all agree.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from myllm_core.errors import InvalidOption, UnsupportedError
+from myllm_core.types import Sampling
+
+MAX_TOKENS = 2**20
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class Options(BaseModel):
+    """How to generate. None means: the model's default, else the general one (in brackets)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="0 picks the likeliest token; higher is freer (0.7)"
+    )
+    top_k: int | None = Field(None, ge=0, le=2**31 - 1, description="only the k likeliest tokens; 0 is off (40)")
+    top_p: float | None = Field(None, ge=0, le=1, description="only tokens of this much probability together (0.95)")
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="only tokens of this share of the likeliest one's probability (0)"
+    )
+    repeat_penalty: float | None = Field(
+        None, gt=0, le=10, description="divides the logits of recent tokens; 1 is off (1.0)"
+    )
+    repeat_last_n: int | None = Field(None, ge=0, le=2**20, description="how many recent tokens the penalties see (64)")
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="taken off the logits of tokens seen (0)")
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="taken off the logits per time seen (0)")
+    seed: int | None = Field(None, ge=0, le=2**32 - 1, description="makes the answer repeatable (random)")
+    max_tokens: int | None = Field(
+        None, ge=1, le=MAX_TOKENS, description="most tokens to write (until done or the context is full)"
+    )
+    stop: Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]] | None, BeforeValidator(_listed)] = (
+        Field(None, max_length=16, description="texts that end the answer, and aren't part of it")
+    )
+    logprobs: int | None = Field(
+        None, ge=0, le=20, description="log probabilities of the chosen token and of the n best"
+    )
+    fit: Literal["drop", "error"] | None = Field(
+        None, description="a conversation too long: leave out the oldest turns and say so, or refuse (drop)"
+    )
+
+
+def parse_options(given: Mapping[str, Any]) -> Options:
+    """Validate options. Raises ``InvalidOption`` that names the option, what is wrong, and the known ones."""
+    try:
+        return Options.model_validate(dict(given))
+    except ValidationError as error:
+        raise InvalidOption(option_message(error)) from None
+
+
+def option_message(error: ValidationError) -> str:
+    """One line for the first thing wrong."""
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else "options"
+    if first["type"] == "extra_forbidden":
+        return f"unknown option {name[:60]}; known: {', '.join(Options.model_fields)}"
+    return f"option {name}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def merge(*layers: Options | Mapping[str, Any] | None) -> Options:
+    """One ``Options`` out of several layers; a later layer's values win. Raises ``InvalidOption``."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        values = layer.model_dump(exclude_none=True) if isinstance(layer, Options) else dict(layer or {})
+        merged |= values
+    return parse_options(merged)
+
+
+_SAMPLING = tuple(Sampling.__dataclass_fields__)
+
+
+def sampling(options: Options, honoured: Iterable[str], engine: str) -> Sampling:
+    """Resolve the sampling options; a random seed is chosen when none is given.
+
+    Raises ``UnsupportedError`` when an option is given that the engine doesn't honour.
+    """
+    given = {name: value for name, value in options.model_dump(exclude_none=True).items() if name in _SAMPLING}
+    refused = sorted(given.keys() - set(honoured))
+    if refused:
+        raise UnsupportedError(
+            f"the {engine} engine has no option {refused[0]}; it has: {', '.join(sorted(honoured)) or 'none'}"
+        )
+    return Sampling(**{"seed": random.getrandbits(32), **given})

@@ -1,0 +1,1 @@
+"""Sessions: the SQLite store and the rules of a conversation."""

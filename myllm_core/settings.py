@@ -1,0 +1,112 @@
+"""Settings: built-in defaults, then ``config.toml``, then ``MYLLM_*`` variables, then the command line.
+
+The file lies in the user's config directory (``MYLLM_CONFIG`` names another one).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import platformdirs
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from myllm_core.errors import ConfigError
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
+
+
+def parse_duration(value: object) -> float:
+    """Seconds in ``"5m"``, ``"1h"``, ``"90s"``, ``300``, ``"forever"`` (or any negative). Raises ``ValueError``."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value) if value >= 0 else float("inf")
+    text = str(value).strip().lower()
+    if text in ("forever", "inf"):
+        return float("inf")
+    match = re.fullmatch(r"(-?\d+(?:\.\d+)?)(ms|s|m|h|d|)", text)
+    if not match:
+        raise ValueError(f"{value!r} is no duration; write 300, 5m, 1h or forever")
+    seconds = float(match[1]) * _UNITS[match[2]]
+    return seconds if seconds >= 0 else float("inf")
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+
+
+def config_file() -> Path:
+    """Where the config file lies, whether it is there or not."""
+    override = os.environ.get("MYLLM_CONFIG")
+    return Path(override) if override else platformdirs.user_config_path("myllm") / "config.toml"
+
+
+class Settings(BaseSettings):
+    """All settings. The environment variable of each is its name in capitals after ``MYLLM_``."""
+
+    model_config = SettingsConfigDict(env_prefix="MYLLM_", env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    models_dir: Path = Field(
+        default_factory=lambda: platformdirs.user_data_path("myllm") / "models", description="where models are kept"
+    )
+    data_dir: Path = Field(
+        default_factory=lambda: platformdirs.user_data_path("myllm"), description="where sessions and history are kept"
+    )
+    host: str = Field("127.0.0.1", description="address that serve binds")
+    port: int = Field(8000, ge=0, le=65535, description="port that serve binds; 0 takes a free one")
+    api_key: str = Field("", repr=False, description="key that HTTP clients must send; empty: none on loopback")
+    allowed_hosts: list[str] = Field(default_factory=list, description="further names for the Host header")
+    cors_origins: list[str] = Field(default_factory=list, description="web origins that may call the server")
+    max_body_bytes: int = Field(10 * 2**20, ge=1024, description="largest request body")
+    keep_alive: Duration = Field(300.0, description="how long an idle model stays loaded: 5m, 0, forever")
+    max_loaded_models: int = Field(3, ge=1, description="models loaded at the same time")
+    queue_size: int = Field(64, ge=1, description="requests that wait per model before others are refused")
+    request_timeout: Duration = Field(600.0, description="longest time that a request may take")
+    load_timeout: Duration = Field(300.0, description="longest time without progress while a model loads")
+    shutdown_grace: Duration = Field(20.0, description="how long running replies may go on after a stop signal")
+    isolation: Literal["process", "thread"] = Field("process", description="where models run; thread is for tests")
+    session_store: str = Field("sqlite", description="name of the session store")
+    session_url: str = Field("", repr=False, description="where the session store is; empty: its own default")
+    disabled_plugins: list[str] = Field(default_factory=list, description="plugins that are not loaded")
+    engine_options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="load options by engine, such as engine_options.llamacpp.n_ctx"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The command line wins over the environment, the environment over the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=config_file())
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings; ``overrides`` (from the command line) win, None means not given. Raises ``ConfigError``."""
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(sorted(Settings.model_fields))
+            raise ConfigError(f"there is no setting {name} (look in {config_file()}); known: {known}") from None
+        raise ConfigError(
+            f"setting {name}: {first['msg'].removeprefix('Value error, ')} "
+            f"(set in {config_file()} or MYLLM_{name.upper()})"
+        ) from None
+    except ValueError as error:  # a TOML syntax error, or JSON in a variable that can't be read
+        raise ConfigError(f"{config_file()}: {error}") from None
+    return settings

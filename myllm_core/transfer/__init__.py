@@ -1,0 +1,1 @@
+"""Moving bytes: one hardened HTTP client, resume, hashes, and the built-in downloaders."""

@@ -1,0 +1,201 @@
+"""The values that travel between the parts: messages in, events out.
+
+Plain dataclasses: cheap to import, cheap to make once per token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from myllm_core.errors import MyllmError
+
+Role = Literal["system", "user", "assistant", "tool"]
+ROLES: tuple[str, ...] = ("system", "user", "assistant", "tool")
+
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that the model wants called; ``arguments`` is a JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation."""
+
+    role: Role
+    content: str
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen: every value resolved, nothing left to a default.
+
+    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off. Penalties look at the
+    last ``repeat_last_n`` tokens. ``seed`` makes a run repeatable whatever else is in the batch.
+    """
+
+    temperature: float = 0.7
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """What an engine is asked: the whole conversation, and how to go on.
+
+    ``max_tokens`` None means: until the model stops or the context is full. ``logprobs`` None means
+    none, n means the chosen token's and the n best others'. ``fit`` says what happens when the
+    conversation is longer than the context: ``"drop"`` leaves out the oldest turns and reports them,
+    ``"error"`` refuses.
+    """
+
+    messages: tuple[Message, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    fit: Literal["drop", "error"] = "drop"
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """A raw prompt to continue, without a chat template."""
+
+    prompt: str
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+
+
+Request = ChatRequest | CompletionRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one request; ``cached_tokens`` of the prompt's weren't computed again."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds: waiting for a turn, reading the prompt, writing the answer."""
+
+    queue: float = 0.0
+    prompt: float = 0.0
+    generation: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ContextReport:
+    """What was done to fit the context: ``dropped`` are indexes into the request's messages."""
+
+    context_size: int
+    dropped: tuple[int, ...] = ()
+    dropped_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token's natural-log probability, before temperature and truncation."""
+
+    token: str
+    bytes: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class PositionLogprobs:
+    """The chosen token of one position, and the most likely ones, best first."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Something long goes on: ``stage`` is ``queue``, ``load`` or ``prompt``; ``fraction`` 0 to 1, if known."""
+
+    stage: str
+    fraction: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """The next piece of the answer."""
+
+    text: str
+    logprobs: tuple[PositionLogprobs, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """The next piece of the model's reasoning, apart from the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of a tool call: id and name in the first of an index, then argument text."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The last event of a request, always exactly one.
+
+    ``stop`` is the stop string that ended it, if one did. ``error`` is set exactly when ``reason`` is ``error``.
+    """
+
+    reason: FinishReason
+    usage: Usage = field(default_factory=Usage)
+    timings: Timings = field(default_factory=Timings)
+    context: ContextReport | None = None
+    stop: str | None = None
+    seed: int | None = None
+    engine: str | None = None
+    error: MyllmError | None = None
+
+
+Event = Progress | TextDelta | ReasoningDelta | ToolCallDelta | Finish
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """One vector of floats per input, in order, all of one length."""
+
+    vectors: list[list[float]]
+    prompt_tokens: int = 0
+
+
+JSON = dict[str, Any]
