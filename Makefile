@@ -1,0 +1,57 @@
+# make            install everything into .venv (quick when that has been done)
+# make chat       talk to a model; PROMPT="…" answers once; MODEL=… takes another one
+# make test       run all tests; ARGS="-k name" goes to pytest
+# make lint       check style, types and layers
+# make format     mend style
+# make bench      measure speed on this machine
+# make clean      delete what was built and cached, but not .venv
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PROJECTS := . $(patsubst %/,%,$(dir $(wildcard plugins/*/pyproject.toml docs/examples/*/pyproject.toml)))
+MODEL ?= smollm2
+# Prebuilt CPU wheels of llama-cpp-python, by its author; LLAMA_WHEELS= (empty) compiles instead.
+LLAMA_WHEELS ?= https://abetlen.github.io/llama-cpp-python/whl/cpu
+# The prompt goes to the shell by the environment, so that no character of it means anything;
+# only one given to make counts, since some shells export a PROMPT of their own.
+ifeq ($(origin PROMPT),command line)
+override PROMPT := $(value PROMPT)
+else
+override PROMPT :=
+endif
+export PROMPT PYTHON VENV LLAMA_WHEELS
+
+.PHONY: all chat test lint format bench clean
+.DELETE_ON_ERROR:
+
+all: $(STAMP)
+	@echo "Installed in $(VENV). Next: make chat, or $(BIN)/myllm --help"
+
+$(STAMP): scripts/install $(PROJECTS:%=%/pyproject.toml)
+	@scripts/install $(PROJECTS)
+	@touch $@
+
+chat: $(STAMP)
+	@if [ -n "$$PROMPT" ]; then $(BIN)/myllm run $(MODEL) --pull -- "$$PROMPT"; else $(BIN)/myllm run $(MODEL) --pull; fi
+
+test: $(STAMP)
+	$(BIN)/pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -type d \( -name __pycache__ -o -name '*.egg-info' \) -print | xargs rm -rf
