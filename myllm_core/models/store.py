@@ -1,0 +1,283 @@
+"""The models that are installed: finding, adding and removing them.
+
+Layout: ``<models_dir>/<base>@<tag>/manifest.json``, and the weights in a sub-folder ``r-<12 hex>`` beside it, which
+the manifest's relative paths name. A pull fills a new sub-folder and then replaces the manifest, so that one file
+replace is the commit point: before it the old model is whole, after it the new one is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from myllm_core.errors import (
+    IntegrityError,
+    InvalidReference,
+    ModelNotFound,
+    MyllmError,
+    Overloaded,
+    StorageError,
+)
+from myllm_core.models.disk import storage_errors, sync_folder
+from myllm_core.models.manifest import MANIFEST, Manifest, Model, read_manifest, write_manifest
+from myllm_core.models.reference import DEFAULT_TAG, model_name
+
+_REVISION = re.compile(r"r-[0-9a-f]{12}")
+_LEFTOVER = re.compile(r"r-[0-9a-f]{12}|\.manifest\.json\.[0-9a-f]{12}")
+_ABANDONED_AFTER = 24 * 3600.0
+
+
+class ModelStore:
+    """The folder that installed models lie in. Making one touches no disk; the folder needn't exist yet."""
+
+    def __init__(self, models_dir: Path) -> None:
+        self.models_dir = Path(models_dir)
+
+    @property
+    def partials_dir(self) -> Path:
+        """Where unfinished downloads are kept between tries; it may not exist yet."""
+        return self.models_dir / ".partial"
+
+    def list_models(self) -> list[Model]:
+        """All whole models, by name. Damaged and foreign folders are left out; ``broken`` names them."""
+        return self._scan()[0]
+
+    def broken(self) -> list[tuple[str, str]]:
+        """Folders that hold no usable model: folder name, and what is wrong with it."""
+        return self._scan()[1]
+
+    def get(self, name: str, known: Iterable[str] = ()) -> Model:
+        """The model that ``name`` means.
+
+        That is ``base:tag``, else ``base:latest``, else the model with that alias, else the only installed tag of the
+        base. ``known`` are further names (of the catalogue) to suggest. Raises ``InvalidReference`` for what is no name
+        or means several models, ``ModelNotFound``, and ``IntegrityError`` for a model that is damaged.
+        """
+        installed = self._resolve(name, known)
+        try:
+            return self._read(self._folder(installed))
+        except IntegrityError as error:
+            raise IntegrityError(
+                f"{installed} can't be used: {error}; mend it with: myllm pull {installed} --force", model=installed
+            ) from None
+
+    def remove(self, name: str) -> Model:
+        """Delete a model, whole or damaged, and say what it was.
+
+        Only what lies in the models directory is deleted: symbolic links are unlinked, and weights that the manifest
+        references elsewhere stay. Raises as ``get`` does, ``Overloaded`` while the model is being pulled, and
+        ``StorageError`` when the folder can't be changed.
+        """
+        installed = self._resolve(name, unfinished=True)
+        folder = self._folder(installed)
+        with self.lock(installed):
+            try:
+                model = self._read(folder)
+            except MyllmError:
+                model = Model(Manifest(name=installed, format="", files=()), folder)
+            with storage_errors(f"remove {installed}"):
+                _delete_model(folder)
+        return model
+
+    @contextmanager
+    def lock(self, name: str, timeout: float = 10.0) -> Iterator[None]:
+        """Hold the lock between processes on one model, for changes to it; readers need none.
+
+        Waits ``timeout`` seconds (0: not at all). Raises ``Overloaded`` when another process keeps it, ``StorageError``
+        when the models directory can't be written.
+        """
+        from filelock import FileLock, Timeout  # 50 ms, which `list` and `show` don't need
+
+        path = self.models_dir / ".locks" / f"{self._folder(name).name}.lock"
+        lock = FileLock(path)
+        with storage_errors(f"use the models directory {self.models_dir}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=timeout)
+            except Timeout:
+                raise Overloaded(
+                    f"another myllm process is working on {model_name(name)}; wait for it to end, then try again",
+                    retry_after=10,
+                ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def staging(self, name: str) -> Path:
+        """A new, empty folder ``r-<12 hex>`` inside the model's folder, for the files of a new revision.
+
+        Call it while holding ``lock(name)``. It may lie unfinished for a day before ``commit`` takes it for abandoned.
+        Raises ``StorageError``.
+        """
+        folder = self._folder(name)
+        if folder.is_symlink():
+            raise StorageError(f"{folder} is a symbolic link; remove it first: myllm remove {model_name(name)}")
+        staged = folder / f"r-{secrets.token_hex(6)}"
+        with storage_errors(f"use the models directory {self.models_dir}"):
+            staged.mkdir(parents=True)
+        return staged
+
+    def commit(self, manifest: Manifest) -> Model:
+        """Make a staged revision the installed one, then delete the revision before it.
+
+        The manifest's relative paths begin with the name of the staged folder. Call it while holding the lock. Raises
+        ``IntegrityError`` when a file of the manifest isn't there in its size, ``StorageError`` when it can't be
+        written; the model installed before is whole then.
+        """
+        folder = self._folder(manifest.name)
+        _check_files(manifest, folder)
+        before: set[str] = set()
+        with suppress(MyllmError):
+            before = _revisions(read_manifest(folder / MANIFEST))
+        with storage_errors(f"install {manifest.name}"):
+            for revision in _revisions(manifest):
+                sync_folder(folder / revision)
+            sync_folder(folder)
+        write_manifest(folder / MANIFEST, manifest)
+        _collect(folder, kept=_revisions(manifest), replaced=before)
+        return Model(manifest, folder)
+
+    def _folder(self, name: str) -> Path:
+        # Every path to a model is made here, from a checked name: no name leads out of the models directory.
+        return self.models_dir / model_name(name).replace(":", "@")
+
+    def _folders(self) -> list[Path]:
+        try:
+            with os.scandir(self.models_dir) as entries:
+                found = [e.name for e in entries if not e.name.startswith(".") and (e.is_dir() or e.is_symlink())]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise StorageError(f"can't read the models directory {self.models_dir}: {error.strerror}") from error
+        return [self.models_dir / name for name in sorted(found)]
+
+    def _resolve(self, name: str, known: Iterable[str] = (), unfinished: bool = False) -> str:
+        wanted = model_name(name)
+        if _is_there(self._folder(wanted), unfinished):
+            return wanted
+        models = self.list_models()
+        found = [model.name for model in models if wanted in model.manifest.aliases]
+        if not found and ":" not in name:
+            there = (_name_of(folder) for folder in self._folders() if _is_there(folder, unfinished))
+            found = [other for other in there if other and other.partition(":")[0] == wanted.partition(":")[0]]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise InvalidReference(f"{name} means several models; say which one: {', '.join(sorted(found))}")
+        raise _not_found(name, [*(m.name for m in models), *(a for m in models for a in m.manifest.aliases), *known])
+
+    def _read(self, folder: Path) -> Model:
+        name = _name_of(folder)
+        if name is None:
+            raise IntegrityError("no folder that myllm made: its name isn't base@tag")
+        if folder.is_symlink():
+            raise IntegrityError("it is a symbolic link, which is not followed")
+        manifest = read_manifest(folder / MANIFEST)
+        if manifest.name != name:
+            raise IntegrityError(f"{MANIFEST} is of another model, {manifest.name}")
+        _check_files(manifest, folder)
+        return Model(manifest, folder)
+
+    def _scan(self) -> tuple[list[Model], list[tuple[str, str]]]:
+        models: list[Model] = []
+        broken: list[tuple[str, str]] = []
+        if self.models_dir.exists() and not self.models_dir.is_dir():
+            broken.append((self.models_dir.name, f"{self.models_dir} is a file, not a folder; choose --models-dir"))
+        for folder in self._folders():
+            try:
+                models.append(self._read(folder))
+            except MyllmError as error:
+                if not self._being_pulled(folder):
+                    broken.append((folder.name, error.message))
+        return models, broken
+
+    def _being_pulled(self, folder: Path) -> bool:
+        name = _name_of(folder)
+        if name is None or folder.is_symlink() or (folder / MANIFEST).exists():
+            return False
+        try:
+            with self.lock(name, timeout=0):
+                return False
+        except Overloaded:
+            return True
+        except StorageError:
+            return False
+
+
+def _is_there(folder: Path, unfinished: bool) -> bool:
+    """Whether there is a model, damaged or not; one that was never pulled to the end counts when ``unfinished``."""
+    return folder.is_symlink() or os.path.lexists(folder if unfinished else folder / MANIFEST)
+
+
+def _name_of(folder: Path) -> str | None:
+    base, _, tag = folder.name.partition("@")
+    try:
+        name = model_name(f"{base}:{tag}")
+    except InvalidReference:
+        return None
+    return name if folder.name == name.replace(":", "@") else None
+
+
+def _not_found(name: str, candidates: list[str]) -> ModelNotFound:
+    import difflib
+
+    short = [candidate.removesuffix(f":{DEFAULT_TAG}") for candidate in candidates]
+    close = difflib.get_close_matches(name.lower(), dict.fromkeys(short), n=3, cutoff=0.6)
+    meant = f"did you mean {' or '.join(close)}? " if close else ""
+    return ModelNotFound(
+        f"the model {name} is not installed; {meant}install it with: myllm pull {name} (names: myllm pull --list)",
+        model=name,
+        suggestions=close,
+    )
+
+
+def _check_files(manifest: Manifest, folder: Path) -> None:
+    for file in manifest.files:
+        path = folder / file.path
+        try:
+            size = path.stat().st_size if path.is_file() else None
+        except OSError as error:
+            raise IntegrityError(f"{path} can't be read: {error.strerror}") from None
+        if size is None:
+            raise IntegrityError(f"{path} is missing")
+        if size != file.size:
+            raise IntegrityError(f"{path} has {size} bytes, but should have {file.size}")
+
+
+def _revisions(manifest: Manifest) -> set[str]:
+    parts = (file.path.partition("/")[0] for file in manifest.files)
+    return {part for part in parts if _REVISION.fullmatch(part)}
+
+
+def _collect(folder: Path, kept: set[str], replaced: set[str]) -> None:
+    # Where locks do nothing (some network disks), a folder that no manifest names may be another process's pull:
+    # only what was just replaced, or has lain for a day, is deleted. What can't be deleted now is left for next time.
+    import shutil
+
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not _LEFTOVER.fullmatch(entry.name) or entry.name in kept:
+                continue
+            abandoned = time.time() - entry.stat(follow_symlinks=False).st_mtime > _ABANDONED_AFTER
+            if entry.name in replaced or abandoned:
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    os.unlink(entry.path)
+
+
+def _delete_model(folder: Path) -> None:
+    import shutil
+
+    if folder.is_symlink() or not folder.is_dir():
+        folder.unlink()
+        return
+    with suppress(FileNotFoundError):
+        (folder / MANIFEST).unlink()  # first, so that a half-deleted model is never taken for a whole one
+    shutil.rmtree(folder)
