@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Protocol
 
 from myllm_core.errors import UnsupportedError
@@ -57,6 +58,9 @@ class Sink(Protocol):
 
     def message(self, text: str) -> None:
         """Tell the user in a few words what goes on while no bytes flow."""
+
+    def folder(self) -> Path:
+        """An empty folder on the models' disk for temporary files; the core removes it, at the latest next time."""
 
 
 class Downloader(ABC):
