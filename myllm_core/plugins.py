@@ -1,4 +1,4 @@
-"""Finding plugins: entry points, imported lazily, one by one, each behind its own guard.
+"""What the installed plugins offer: imported lazily, one by one, each behind its own guard.
 
 ``load_plugins()`` only reads package metadata. A plugin's module is imported when something that it
 could offer is asked for; one that fails is recorded with the cause and the fix, and the rest goes on.
@@ -6,77 +6,34 @@ could offer is asked for; one that fails is recorded with the cause and the fix,
 
 from __future__ import annotations
 
-import os
+import itertools
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Callable, Iterable
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import pluggy
 
 from myllm_core import hookspecs
 from myllm_core.catalog import CatalogEntry
+from myllm_core.discovery import Plugin, find_plugins
 from myllm_core.downloader import Downloader
 from myllm_core.engine import Engine
-from myllm_core.errors import EngineMissing, MyllmError, PluginError
+from myllm_core.errors import EngineMissing, PluginError
+from myllm_core.guard import guarded, one_line, shown
+from myllm_core.offers import CHECKS, claims
 from myllm_core.session_store import SessionStore
 
-BUILTIN = EntryPoint("builtin", "myllm_core.builtin", hookspecs.GROUP)
-_MAX_CAUSE = 500
-_SLOW_IMPORT = 3.0
-
-
-@dataclass(slots=True)
-class Plugin:
-    """An entry point of the group ``myllm``; ``error`` is why it can't be used, ``offers`` what it gave."""
-
-    entry_point: EntryPoint
-    distribution: str = ""
-    version: str = ""
-    loaded: bool = False
-    error: str = ""
-    fix: str = ""
-    offers: dict[str, list[str]] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """The entry point's name."""
-        return self.entry_point.name
-
-    @property
-    def label(self) -> str:
-        """Name, distribution and version, for messages."""
-        return f"{self.name} ({self.distribution} {self.version})" if self.distribution else self.name
-
-
-@contextmanager
-def stdout_to_stderr() -> Iterator[None]:
-    """Send what a stranger's code prints, by Python or by native code, to standard error for a while."""
-    sys.stdout.flush()
-    try:
-        saved = os.dup(1)
-    except OSError:  # standard output is closed
-        yield
-        return
-    try:
-        os.dup2(2, 1)
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(saved, 1)
-        os.close(saved)
-
-
-def _cause(error: BaseException) -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= _MAX_CAUSE else text[:_MAX_CAUSE] + "…"
+_SLOW_IMPORT = 3.0  # seconds until a word is said about it
+_MOST_OFFERS = 1000  # of one plugin's hook: a generator without an end must not hang us
 
 
 class Plugins:
-    """The installed plugins and what they offer. Made by ``load_plugins``, passed to whoever needs it."""
+    """The installed plugins and what they offer. Made by ``load_plugins``, passed to whoever needs it.
+
+    May be used from several threads.
+    """
 
     def __init__(self, entries: Iterable[Plugin], commands: Iterable[EntryPoint], warn: Callable[[str], None]) -> None:
         self._manager = pluggy.PluginManager("myllm")
@@ -84,12 +41,14 @@ class Plugins:
         self._entries = list(entries)
         self._commands = list(commands)
         self._warn = warn
+        self._warned: set[int] = set()
         self._found: dict[str, list[tuple[Plugin, Any]]] = {}
+        self._lock = threading.RLock()
 
     def entries(self, load: bool = False) -> list[Plugin]:
         """Every plugin found; with ``load`` each is imported and asked for all that it offers."""
         if load:
-            for hook in ("engines", "downloaders", "session_stores", "catalog", "routes"):
+            for hook in CHECKS:
                 self._offers(hook)
         return list(self._entries)
 
@@ -99,7 +58,7 @@ class Plugins:
 
     def engines(self) -> dict[str, tuple[Plugin, type[Engine]]]:
         """Engine classes by name."""
-        return self._named("engines", Engine)
+        return {cls.name: (plugin, cls) for plugin, cls in self._offers("engines")}
 
     def engine(self, name: str) -> type[Engine]:
         """The engine class of this name. Raises ``EngineMissing``."""
@@ -114,46 +73,29 @@ class Plugins:
     def downloaders(self) -> dict[str, Downloader]:
         """A downloader for each claimed scheme."""
         by_scheme: dict[str, Downloader] = {}
-        owners: dict[str, str] = {}
-        for plugin, cls in self._named("downloaders", Downloader).values():
-            for scheme in sorted(cls.schemes):
-                if scheme in owners:
-                    self._fail(plugin, f"the scheme {scheme}: is claimed by {owners[scheme]} too", "uninstall one")
-                    continue
-                try:
-                    by_scheme[scheme] = cls()
-                except Exception as error:  # noqa: BLE001 - a stranger's constructor
-                    self._fail(plugin, _cause(error), f"report this to the authors of {plugin.distribution}")
-                    break
-                owners[scheme] = plugin.label
+        for plugin, cls in self._offers("downloaders"):
+            try:
+                with guarded():
+                    downloader = cls()
+            except PluginError as error:
+                self._fail(plugin, f"{cls.__name__}(): {error}", _update(plugin))
+            else:
+                by_scheme |= dict.fromkeys(cls.schemes, downloader)
         return by_scheme
 
     def session_store(self, name: str) -> type[SessionStore]:
         """The session store class of this name. Raises ``PluginError``."""
-        stores = self._named("session_stores", SessionStore)
+        stores: dict[str, type[SessionStore]] = {cls.name: cls for _, cls in self._offers("session_stores")}
         if name not in stores:
             raise PluginError(
                 f"no session store named {name} is installed; there is: {', '.join(sorted(stores))}"
                 + self._broken_hint()
             )
-        return stores[name][1]
+        return stores[name]
 
     def catalog(self) -> list[CatalogEntry]:
-        """All catalogue entries, the built-in ones first; a name that is taken isn't taken over."""
-        entries: dict[str, CatalogEntry] = {}
-        taken: dict[str, str] = {}
-        for plugin, entry in self._offers("catalog"):
-            if not isinstance(entry, CatalogEntry):
-                self._fail(plugin, f"myllm_catalog gave a {type(entry).__name__}, not a CatalogEntry", "update it")
-                continue
-            names = {entry.name, *entry.aliases}
-            clash = sorted(names & taken.keys())
-            if clash:
-                self._fail(plugin, f"the catalogue name {clash[0]} belongs to {taken[clash[0]]}", "uninstall one")
-                continue
-            entries[entry.name] = entry
-            taken.update(dict.fromkeys(names, plugin.label))
-        return list(entries.values())
+        """All catalogue entries, the built-in ones first."""
+        return [entry for _, entry in self._offers("catalog")]
 
     def routes(self) -> list[Any]:
         """All FastAPI routers that plugins add."""
@@ -169,90 +111,99 @@ class Plugins:
             return ""
         return "; broken plugins (see: myllm plugins): " + ", ".join(f"{p.label}: {p.error}" for p in broken)
 
-    def _named(self, hook: str, base: type[Any]) -> dict[str, tuple[Plugin, type[Any]]]:
-        named: dict[str, tuple[Plugin, type[Any]]] = {}
-        for plugin, cls in self._offers(hook):
-            if not (isinstance(cls, type) and issubclass(cls, base)):
-                self._fail(plugin, f"myllm_{hook} gave {_shown(cls)}, not a {base.__name__} class", "update it")
-                continue
-            name = getattr(cls, "name", None)
-            if not isinstance(name, str):
-                self._fail(plugin, f"{cls.__name__} has no name", "update it")
-            elif name in named:
-                owner = named[name][0].label
-                self._fail(plugin, f"the name {name} is taken by {owner}", "uninstall one of the two")
-            else:
-                named[name] = (plugin, cls)
-        return named
-
     def _offers(self, hook: str) -> list[tuple[Plugin, Any]]:
-        if hook in self._found:
+        """What all plugins give for a hook, checked, each with its plugin. The first to claim a name has it."""
+        with self._lock:
+            if hook not in self._found:
+                owners: dict[str, Plugin] = {}
+                self._found[hook] = [
+                    (plugin, value)
+                    for plugin in self._entries
+                    for value in self._values(plugin, hook)
+                    if self._acceptable(plugin, hook, value, owners)
+                ]
             return self._found[hook]
-        for plugin in self._entries:
-            self._import(plugin)
-        found: list[tuple[Plugin, Any]] = []
-        implementations = {
-            impl.plugin_name: impl for impl in getattr(self._manager.hook, f"myllm_{hook}").get_hookimpls()
-        }
-        for plugin in self._entries:
-            impl = implementations.get(plugin.name)
-            if impl is None:
-                continue
-            try:
-                with stdout_to_stderr():
-                    values = list(impl.function())
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # noqa: BLE001 - a stranger's code may raise anything, SystemExit too
-                self._fail(plugin, f"myllm_{hook}: {_cause(error)}", f"update or uninstall {plugin.distribution}")
-                continue
-            plugin.offers[hook] = [_shown(value) for value in values]
-            found += [(plugin, value) for value in values]
-        self._found[hook] = found
-        return found
+
+    def _values(self, plugin: Plugin, hook: str) -> list[Any]:
+        """What one plugin gives for a hook, not checked yet; nothing when it fails."""
+        self._import(plugin)
+        impls = getattr(self._manager.hook, f"myllm_{hook}").get_hookimpls()
+        impl = next((impl for impl in impls if impl.plugin_name == plugin.name and plugin.loaded), None)
+        if impl is None:
+            return []
+        try:
+            with guarded():
+                values = list(itertools.islice(impl.function(), _MOST_OFFERS + 1))
+            if len(values) > _MOST_OFFERS:
+                raise PluginError(f"gave more than {_MOST_OFFERS} values")
+        except PluginError as error:
+            self._fail(plugin, f"myllm_{hook}: {error}", _update(plugin))
+            return []
+        return values
+
+    def _acceptable(self, plugin: Plugin, hook: str, value: Any, owners: dict[str, Plugin]) -> bool:
+        try:
+            with guarded():  # a metaclass or a property may run a stranger's code
+                wrong = CHECKS[hook](value)
+        except PluginError as error:
+            wrong = error.message
+        if wrong:
+            self._fail(plugin, f"myllm_{hook}: {wrong}", _update(plugin))
+            return False
+        names = claims(hook, value)
+        taken = next((name for name in names if name in owners), None)
+        if taken is not None:
+            owner = owners[taken].label
+            self._fail(plugin, f"myllm_{hook}: the name {taken} is taken by {owner}", "uninstall one of the two")
+            return False
+        owners |= dict.fromkeys(names, plugin)
+        plugin.offers.setdefault(hook, []).append(shown(value))
+        return True
 
     def _import(self, plugin: Plugin) -> None:
+        if plugin.error:
+            self._warn_once(plugin)
         if plugin.loaded or plugin.error:
             return
         slow = threading.Timer(_SLOW_IMPORT, self._warn, [f"still importing the plugin {plugin.label} …"])
         slow.daemon = True
         slow.start()
         try:
-            with stdout_to_stderr():
+            with guarded():
                 module = plugin.entry_point.load()
-            wanted = getattr(module, "MYLLM_API", hookspecs.API_VERSION)
-            if wanted != hookspecs.API_VERSION:
-                raise PluginError(f"it speaks plugin contract {wanted}, this myllm speaks {hookspecs.API_VERSION}")
-            self._register(module, plugin)
+                self._register(module, plugin)
             plugin.loaded = True
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # noqa: BLE001 - a stranger's module may raise anything, SystemExit too
-            cause = error.message if isinstance(error, MyllmError) else _cause(error)
-            self._fail(plugin, cause, f"pip install --upgrade {plugin.distribution}, or uninstall it")
+        except PluginError as error:
+            self._fail(plugin, error.message, _update(plugin))
         finally:
             slow.cancel()
 
     def _register(self, module: Any, plugin: Plugin) -> None:
+        speaks = getattr(module, "MYLLM_API", hookspecs.API_VERSION)
+        if speaks != hookspecs.API_VERSION:
+            raise PluginError(f"it speaks plugin contract {speaks!r}, this myllm speaks {hookspecs.API_VERSION}")
         self._manager.register(module, plugin.name)
         try:
             self._manager.check_pending()
-        except pluggy.PluginValidationError:
+            if not self._manager.get_hookcallers(module):
+                raise PluginError(f"{plugin.entry_point.value} has no function marked @hookimpl")
+        except BaseException:
             self._manager.unregister(module)
             raise
 
     def _fail(self, plugin: Plugin, error: str, fix: str) -> None:
-        if plugin.error:
-            return
-        plugin.error, plugin.fix = error, fix
-        self._warn(f"plugin {plugin.label} can't be used: {error} (fix: {fix})")
+        if not plugin.error:
+            plugin.error, plugin.fix = one_line(error), fix
+            self._warn_once(plugin)
+
+    def _warn_once(self, plugin: Plugin) -> None:
+        if id(plugin) not in self._warned:
+            self._warned.add(id(plugin))
+            self._warn(f"plugin {plugin.label} is broken: {plugin.error} (fix: {plugin.fix})")
 
 
-def _shown(value: object) -> str:
-    name = getattr(value, "name", None)
-    if isinstance(name, str):
-        return name[:100]
-    return getattr(value, "__name__", type(value).__name__)[:100]
+def _update(plugin: Plugin) -> str:
+    return f"update or uninstall {plugin.distribution or plugin.name}"
 
 
 def _to_stderr(text: str) -> None:
@@ -261,24 +212,5 @@ def _to_stderr(text: str) -> None:
 
 def load_plugins(disabled: Iterable[str] = (), warn: Callable[[str], None] = _to_stderr) -> Plugins:
     """Find the installed plugins by their metadata, importing none. ``warn`` is told of each broken one, once."""
-    skip = set(disabled)
-    entries = [Plugin(BUILTIN, "myllm", "built in")]
-    seen = {BUILTIN.name: entries[0]}
-    for point in sorted(
-        entry_points(group=hookspecs.GROUP), key=lambda point: (point.name, str(point.dist and point.dist.name))
-    ):
-        if point.name in skip:
-            continue
-        plugin = Plugin(point, point.dist.name if point.dist else "", point.dist.version if point.dist else "")
-        if point.name in seen:
-            if (
-                seen[point.name].entry_point.value == point.value
-                and seen[point.name].distribution == plugin.distribution
-            ):
-                continue  # the same distribution found twice on the path
-            plugin.error = f"the plugin name {point.name} is taken by {seen[point.name].label}"
-            plugin.fix = "uninstall one of the two"
-        else:
-            seen[point.name] = plugin
-        entries.append(plugin)
-    return Plugins(entries, entry_points(group=hookspecs.COMMAND_GROUP), warn)
+    plugins, commands = find_plugins(frozenset(disabled))
+    return Plugins(plugins, commands, warn)
