@@ -22,16 +22,17 @@ from pydantic_settings import (
 from myllm_core.errors import ConfigError
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
+_FOREVER = 1e12  # seconds; more than a float holds would fail
 
 
 def parse_duration(value: object) -> float:
     """Seconds in ``"5m"``, ``"1h"``, ``"90s"``, ``300``, ``"forever"`` (or any negative). Raises ``ValueError``."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value) if value >= 0 else float("inf")
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:  # nan isn't itself
+        return float(value) if 0 <= value < _FOREVER else float("inf")
     text = str(value).strip().lower()
     if text in ("forever", "inf"):
         return float("inf")
-    match = re.fullmatch(r"(-?\d+(?:\.\d+)?)(ms|s|m|h|d|)", text)
+    match = re.fullmatch(r"(-?\d+(?:\.\d+)?)(ms|s|m|h|d|)", text, re.ASCII)
     if not match:
         raise ValueError(f"{value!r} is no duration; write 300, 5m, 1h or forever")
     seconds = float(match[1]) * _UNITS[match[2]]
@@ -110,6 +111,6 @@ def load_settings(**overrides: Any) -> Settings:
             f"setting {name}: {first['msg'].removeprefix('Value error, ')} "
             f"(set in {config_file()} or MYLLM_{name.upper()})"
         ) from None
-    except ValueError as error:  # a TOML syntax error, or JSON in a variable that can't be read
+    except (ValueError, OSError) as error:  # a TOML syntax error, JSON in a variable, a file that can't be read
         raise ConfigError(f"{config_file()}: {error}") from None
     return settings
