@@ -66,7 +66,7 @@ class Plugins:
         if name not in engines:
             raise EngineMissing(
                 f"no engine named {name} is installed; there is: {', '.join(sorted(engines)) or 'none'}. "
-                f'Try: pip install "myllm[{name}]"' + self._broken_hint()
+                f'Try: pip install "myllm[{name}]"' + self.broken_hint()
             )
         return engines[name][1]
 
@@ -89,7 +89,7 @@ class Plugins:
         if name not in stores:
             raise PluginError(
                 f"no session store named {name} is installed; there is: {', '.join(sorted(stores))}"
-                + self._broken_hint()
+                + self.broken_hint()
             )
         return stores[name]
 
@@ -105,7 +105,8 @@ class Plugins:
         """The plugins found broken so far."""
         return [plugin for plugin in self._entries if plugin.error]
 
-    def _broken_hint(self) -> str:
+    def broken_hint(self) -> str:
+        """A half-sentence that names the broken plugins, for messages; empty when there are none."""
         broken = self.broken()
         if not broken:
             return ""

@@ -1,0 +1,218 @@
+"""Runs requests on a TokenEngine: prompts in, events out, many at a time.
+
+Everything that must be the same on every engine happens here: when a reply ends, what of it is text, reasoning or
+a held-back part of a stop string, and what is counted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+
+from myllm_core.chat.prompt import Prepared, Preparer
+from myllm_core.chat.text import ReasoningSplitter, StopMatcher, utf8_decoder
+from myllm_core.engine import Sequence, TokenEngine, TokenOut
+from myllm_core.errors import EngineError, MyllmError
+from myllm_core.types import (
+    Event,
+    Finish,
+    FinishReason,
+    PositionLogprobs,
+    ReasoningDelta,
+    Request,
+    TextDelta,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
+
+__all__ = ["Pipeline", "Prepared", "Preparer", "run_alone"]
+
+
+class _Reply:
+    """The state of one running request."""
+
+    def __init__(self, rid: int, request: Request, prepared: Prepared, limit: int) -> None:
+        self.rid = rid
+        self.request = request
+        self.prepared = prepared
+        self.limit = limit
+        self.tokens = 0
+        self.cached = 0
+        self.arrived = time.perf_counter()
+        self.admitted = self.first = 0.0
+        self._decoder = utf8_decoder()
+        self._reasoning = ReasoningSplitter(prepared.reasoning, prepared.inside_reasoning)
+        self._stops = StopMatcher(prepared.stop)
+        self._logprobs: list[tuple[int, PositionLogprobs]] = []
+        self._decoded = self._emitted = 0
+
+    def feed(self, piece: bytes, logprobs: PositionLogprobs | None) -> list[Event]:
+        """Events that a token's bytes make certain."""
+        start = self._decoded
+        text = self._decoder.decode(piece)
+        reasoning, answer = self._reasoning.feed(text)
+        self._decoded += len(answer)
+        if logprobs is not None and not reasoning:
+            self._logprobs.append((start, logprobs))
+        return self._events(reasoning, self._stops.feed(answer))
+
+    def flush(self) -> list[Event]:
+        """Events for what was held back, at the end."""
+        reasoning, answer = self._reasoning.feed(self._decoder.decode(b"", True))
+        more_reasoning, more_answer = self._reasoning.flush()
+        text = self._stops.feed(answer + more_answer)
+        if self._stops.found is None:
+            text += self._stops.flush()
+        return self._events(reasoning + more_reasoning, text)
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that was found, if one was."""
+        return self._stops.found
+
+    def _events(self, reasoning: str, text: str) -> list[Event]:
+        events: list[Event] = []
+        if reasoning:
+            events.append(ReasoningDelta(reasoning))
+        if text:
+            self._emitted += len(text)
+            events.append(TextDelta(text, self._certain_logprobs() if self._logprobs else ()))
+        return events
+
+    def _certain_logprobs(self) -> tuple[PositionLogprobs, ...]:
+        ready = [item for start, item in self._logprobs if start < self._emitted]
+        self._logprobs = [pair for pair in self._logprobs if pair[0] >= self._emitted]
+        return tuple(ready)
+
+    def finish(self, reason: FinishReason, error: MyllmError | None = None) -> Finish:
+        """The last event."""
+        now = time.perf_counter()
+        admitted = self.admitted or now
+        first = self.first or now
+        return Finish(
+            reason,
+            Usage(len(self.prepared.tokens), self.tokens, self.cached),
+            Timings(admitted - self.arrived, first - admitted, now - first),
+            self.prepared.context,
+            self.stopped_by if self.stopped_by in self.request.stop else None,
+            self.request.sampling.seed,
+            error=error,
+        )
+
+
+class Pipeline:
+    """Keeps up to ``max_sequences`` requests running on an engine, and the others in line, first come first served."""
+
+    def __init__(self, engine: TokenEngine) -> None:
+        self._engine = engine
+        self._facts = engine.facts
+        self._waiting: deque[_Reply] = deque()
+        self._running: dict[int, _Reply] = {}
+        self._pieces: dict[int, bytes] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to step for."""
+        return bool(self._running or self._waiting)
+
+    def start(self, rid: int, request: Request, prepared: Prepared) -> None:
+        """Put a request in line; ``rid`` is the caller's id for it."""
+        room = self._facts.context_size - len(prepared.tokens)
+        limit = room if request.max_tokens is None else min(room, request.max_tokens)
+        self._waiting.append(_Reply(rid, request, prepared, limit))
+
+    def cancel(self, rid: int) -> list[Event]:
+        """Stop a request at once; its last events, none for an unknown id."""
+        reply = self._running.get(rid) or next((r for r in self._waiting if r.rid == rid), None)
+        if reply is None:
+            return []
+        events = [*reply.flush(), reply.finish("cancelled")]
+        self._drop(reply)
+        return events
+
+    def step(self) -> list[tuple[int, Event]]:
+        """One forward pass for all that run. An engine that raises ends the requests that run, not the pipeline."""
+        self._admit()
+        try:
+            outs = self._engine.step()
+        except Exception as error:  # noqa: BLE001 - a stranger's engine may raise anything
+            return self._fail_all(error)
+        events: list[tuple[int, Event]] = []
+        for out in outs:
+            reply = self._running.get(out.sequence_id)
+            if reply is not None:
+                events += [(reply.rid, event) for event in self._advance(reply, out)]
+        return events
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) < self._engine.max_sequences:
+            reply = self._waiting.popleft()
+            reply.admitted = time.perf_counter()
+            self._running[reply.rid] = reply
+            request = reply.request
+            self._engine.add(
+                Sequence(reply.rid, reply.prepared.tokens, request.sampling, reply.limit, request.logprobs)
+            )
+
+    def _advance(self, reply: _Reply, out: TokenOut) -> list[Event]:
+        if out.error is not None:
+            return self._end(reply, "error", out.error)
+        if not reply.first:
+            reply.first, reply.cached = time.perf_counter(), out.cached_tokens
+        if out.token in self._facts.eos_tokens:
+            reply.tokens += 1
+            return self._end(reply, "stop")
+        reply.tokens += 1
+        logprobs = None if reply.request.logprobs is None else self._position(out)
+        events = reply.feed(self._piece(out.token), logprobs)
+        if reply.stopped_by is not None:
+            return events + self._end(reply, "stop")
+        if reply.tokens >= reply.limit:
+            return events + self._end(reply, "length")
+        return events
+
+    def _end(self, reply: _Reply, reason: FinishReason, cause: Exception | None = None) -> list[Event]:
+        error = None
+        if cause is not None:
+            error = cause if isinstance(cause, MyllmError) else EngineError(f"the engine failed: {cause}"[:2000])
+        self._drop(reply)
+        return [*reply.flush(), reply.finish(reason, error)]
+
+    def _drop(self, reply: _Reply) -> None:
+        if self._running.pop(reply.rid, None) is not None:
+            self._engine.cancel(reply.rid)
+        else:
+            self._waiting.remove(reply)
+
+    def _fail_all(self, error: Exception) -> list[tuple[int, Event]]:
+        failed = list(self._running.values())
+        return [(reply.rid, event) for reply in failed for event in self._end(reply, "error", error)]
+
+    def _piece(self, token: int) -> bytes:
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = self._engine.piece(token)
+        return piece
+
+    def _position(self, out: TokenOut) -> PositionLogprobs:
+        top = tuple(self._logprob(token, value) for token, value in out.top)
+        return PositionLogprobs(self._logprob(out.token, out.logprob), top)
+
+    def _logprob(self, token: int, value: float) -> TokenLogprob:
+        piece = self._piece(token)
+        return TokenLogprob(piece.decode("utf-8", "replace"), piece, value)
+
+
+def run_alone(engine: TokenEngine, request: Request) -> Iterator[Event]:
+    """Run one request on an engine that nobody else uses, on this thread."""
+    pipeline = Pipeline(engine)
+    prepared = Preparer(engine.facts, engine.tokenize).prepare(request)
+    pipeline.start(0, request, prepared)
+    try:
+        while pipeline.busy:
+            for _, event in pipeline.step():
+                yield event
+    finally:
+        pipeline.cancel(0)

@@ -1,0 +1,188 @@
+"""From a request to the tokens of a prompt: template, literal user text, fitting to the context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jinja2
+
+from myllm_core.chat.fallbacks import Fallback, choose_fallback
+from myllm_core.chat.literal import Literals, Tokenize, choose_fence
+from myllm_core.chat.sandbox import compile_template, render
+from myllm_core.engine import ModelFacts
+from myllm_core.errors import ContextLengthError, InvalidRequest, TemplateError
+from myllm_core.types import ChatRequest, ContextReport, Message, Request
+
+_REPLY_ROOM = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request ready to run: the prompt's tokens, and what the pipeline must know to read the reply."""
+
+    tokens: list[int]
+    context: ContextReport
+    stop: tuple[str, ...]
+    reasoning: bool = False
+    inside_reasoning: bool = False
+
+
+class Preparer:
+    """Makes prompts for one loaded model. ``prepare`` may run on any one thread; ``tokenize`` finds its own."""
+
+    def __init__(self, facts: ModelFacts, tokenize: Tokenize, names: str = "") -> None:
+        self._facts = facts
+        self._tokenize = tokenize
+        self._fallback: Fallback | None = None
+        self._source = facts.chat_template or ""
+        if not self._source:
+            self.template_name, self._fallback = choose_fallback(facts.special_tokens, names)
+            self._source = self._fallback.source
+        else:
+            self.template_name = "model"
+        in_template = (token for token in facts.added_tokens if token.strip() and token in self._source)
+        self._literals = Literals([*facts.special_tokens, *in_template])
+        self._reasoning = "<think>" in (*facts.special_tokens, *facts.added_tokens) or "<think>" in self._source
+
+    @cached_property
+    def _template(self) -> jinja2.Template:
+        return compile_template(self._source)
+
+    @cached_property
+    def _takes_system(self) -> bool:
+        """Whether the template has a place for a system message; Gemma's and Mistral's early ones refuse it."""
+        try:
+            probe = [{"role": "system", "content": "\ufddd"}, {"role": "user", "content": "x"}]
+            return "\ufddd" in self._render(probe)
+        except TemplateError:
+            return False
+
+    def prepare(self, request: Request) -> Prepared:
+        """The prompt's tokens. Raises ``ContextLengthError``, ``TemplateError`` or ``InvalidRequest``."""
+        if isinstance(request, ChatRequest):
+            return self._prepare_chat(request)
+        tokens = self._with_bos(self._literals.plain(request.prompt, self._tokenize))
+        if not tokens:
+            raise InvalidRequest("the prompt is empty; send some text")
+        self._check(len(tokens))
+        return Prepared(tokens, ContextReport(self._facts.context_size), request.stop)
+
+    def _prepare_chat(self, request: ChatRequest) -> Prepared:
+        if not request.messages:
+            raise InvalidRequest("there are no messages; send at least one")
+        turns = _Turns(request.messages)
+        text, tokens = self._chat_tokens(list(request.messages))
+        full, size = len(tokens), self._facts.context_size
+        room = min(request.max_tokens or _REPLY_ROOM, size // 4)
+        dropped: list[int] = []
+        if full > size - room and request.fit == "drop" and turns.droppable:
+            count = self._fewest(turns, size - room)
+            dropped = turns.indexes(count)
+            text, tokens = self._chat_tokens(turns.without(count))
+        self._check(len(tokens), full)
+        report = ContextReport(size, tuple(dropped), full - len(tokens) if dropped else 0)
+        stop = request.stop + (self._fallback.stop if self._fallback else ())
+        inside = self._reasoning and text.rstrip().endswith("<think>")
+        return Prepared(tokens, report, stop, self._reasoning, inside)
+
+    def _fewest(self, turns: _Turns, limit: int) -> int:
+        """The fewest of the oldest turns to leave out for a prompt of ``limit`` tokens; all if none is enough."""
+        low, high = 1, turns.droppable
+        while low < high:
+            middle = (low + high) // 2
+            _, tokens = self._chat_tokens(turns.without(middle))
+            low, high = (low, middle) if len(tokens) <= limit else (middle + 1, high)
+        return low
+
+    def _check(self, prompt: int, full: int | None = None) -> None:
+        size = self._facts.context_size
+        if prompt < size:
+            return
+        more = "" if full in (None, prompt) else f" (with earlier turns left out; {full} with them)"
+        raise ContextLengthError(
+            f"the prompt has {prompt} tokens{more}, the context holds {size} with the reply in it; "
+            "shorten the message, or load the model with a larger context",
+            prompt_tokens=prompt,
+            context_size=size,
+        )
+
+    def _chat_tokens(self, messages: list[Message]) -> tuple[str, list[int]]:
+        values = [_as_dict(message) for message in messages]
+        fence = choose_fence(list(_texts(values)))
+        values = self._literals.protect(values, fence)
+        if not self._takes_system:
+            values = _fold_system(values)
+        text = self._render(values)
+        return text, self._with_bos(self._literals.tokenize(text, fence, self._tokenize))
+
+    def _render(self, messages: list[dict[str, Any]]) -> str:
+        values = {
+            "messages": messages,
+            "add_generation_prompt": True,
+            "bos_token": self._facts.bos_text,
+            "eos_token": self._facts.eos_text,
+        }
+        return render(self._template, values)
+
+    def _with_bos(self, tokens: list[int]) -> list[int]:
+        bos = self._facts.bos_token
+        return tokens if bos is None or tokens[:1] == [bos] else [bos, *tokens]
+
+
+class _Turns:
+    """A conversation as turns: what may be left out, from the oldest on, and what must stay."""
+
+    def __init__(self, messages: tuple[Message, ...]) -> None:
+        self._messages = messages
+        starts = [i for i, message in enumerate(messages) if message.role == "user"]
+        self._starts = starts or [len(messages)]
+        self.droppable = len(starts) - 1 if starts else 0
+
+    def indexes(self, count: int) -> list[int]:
+        """Indexes of the messages in the ``count`` oldest turns; system messages always stay."""
+        span = range(self._starts[0], self._starts[count]) if count else range(0)
+        return [i for i in span if self._messages[i].role != "system"]
+
+    def without(self, count: int) -> list[Message]:
+        """The messages without the ``count`` oldest turns."""
+        out = set(self.indexes(count))
+        return [message for i, message in enumerate(self._messages) if i not in out]
+
+
+def _as_dict(message: Message) -> dict[str, Any]:
+    body: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        body["reasoning_content"] = message.reasoning
+    if message.tool_call_id:
+        body["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        body["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    return body
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
+def _fold_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """System messages put before the first user message's text, for templates that have no system role."""
+    system = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
+    rest = [message for message in messages if message["role"] != "system"]
+    if not system:
+        return rest
+    if not rest or rest[0]["role"] != "user":
+        return [{"role": "user", "content": system}, *rest]
+    return [{**rest[0], "content": f"{system}\n\n{rest[0]['content']}"}, *rest[1:]]

@@ -1,0 +1,91 @@
+"""Which engine runs a model: every engine of its format is asked, the best one that is complete wins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, metadata
+from typing import Any
+
+from myllm_core.discovery import Plugin
+from myllm_core.engine import Engine, Support
+from myllm_core.errors import EngineMissing, InvalidOption
+from myllm_core.models.manifest import Model
+from myllm_core.plugins import Plugins
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An engine that knows the model's format, and what it says of the model."""
+
+    plugin: Plugin
+    engine: type[Engine]
+    support: Support
+
+
+def candidates(model: Model, plugins: Plugins) -> list[Candidate]:
+    """Every engine of the model's format, the best first. One whose ``probe`` fails scores 0."""
+    found = []
+    for plugin, engine in plugins.engines().values():
+        if model.format not in engine.formats:
+            continue
+        try:
+            support = engine.probe(model)
+        except Exception as error:  # noqa: BLE001 - a stranger's engine may raise anything
+            support = Support(0, f"its probe failed: {type(error).__name__}: {error}"[:500])
+        found.append(Candidate(plugin, engine, support))
+    return sorted(found, key=lambda c: (c.support.missing is None, c.support.score), reverse=True)
+
+
+def choose_engine(model: Model, plugins: Plugins, wanted: str | None = None) -> Candidate:
+    """The engine to load ``model`` with: ``wanted``, else the manifest's, else the best. Raises ``EngineMissing``."""
+    found = candidates(model, plugins)
+    name = wanted or model.manifest.engine
+    if name:
+        cls = plugins.engine(name)
+        found = [candidate for candidate in found if candidate.engine is cls]
+        if not found:
+            formats = ", ".join(sorted(cls.formats))
+            raise EngineMissing(f"the engine {name} can't load {model.format} models, only: {formats}")
+    if not found:
+        raise EngineMissing(
+            f"no installed engine loads {model.format} models; install one: pip install "
+            f'"myllm[ENGINE]" with ENGINE one of {", ".join(_extras())}, or another plugin' + plugins.broken_hint()
+        )
+    best = found[0]
+    if best.support.missing:
+        raise EngineMissing(
+            f"the engine {best.engine.name} needs {best.support.missing}; install it: {best.support.install}"
+        )
+    if best.support.score <= 0:
+        reasons = "; ".join(f"{c.engine.name}: {c.support.reason}" for c in found)
+        raise EngineMissing(f"no installed engine can load {model.name}: {reasons}")
+    return best
+
+
+def _extras() -> list[str]:
+    try:
+        return sorted(metadata("myllm").get_all("Provides-Extra") or [])
+    except PackageNotFoundError:
+        return ["all"]
+
+
+def load_options(engine: type[Engine], *layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Every load option of the engine: its default, or the value of the last layer that has it.
+
+    Raises ``InvalidOption`` for a name that the engine doesn't know, or a value of another type.
+    """
+    known = {option.name: option for option in engine.load_options}
+    values = {name: option.default for name, option in known.items()}
+    for name, value in ((name, value) for layer in layers for name, value in layer.items()):
+        if name not in known:
+            listed = ", ".join(sorted(known)) or "none"
+            raise InvalidOption(f"the engine {engine.name} has no load option {name}; known: {listed}")
+        default = known[name].default
+        expected = known[name].type if default is None else type(default)
+        if expected is float and type(value) is int:
+            value = float(value)
+        if type(value) is not expected and not (value is None and default is None):
+            raise InvalidOption(f"load option {name} must be a {expected.__name__}, not {value!r}")
+        values[name] = value
+    return values

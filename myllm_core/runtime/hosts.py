@@ -1,0 +1,225 @@
+"""What runs a loaded engine: commands in, events out, the same in a worker process and in a thread.
+
+Commands are lists: ``["run", id, request]``, ``["embed", id, inputs]``, ``["cancel", id]``, ``["ping", id]``,
+``["close"]``.
+``emit`` takes a batch of ``[id, item…]`` lists; one batch per step for all sequences.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from myllm_core.chat.pipeline import Pipeline, Prepared, Preparer
+from myllm_core.engine import Engine, TokenEngine
+from myllm_core.errors import EngineError, MyllmError
+from myllm_core.runtime.wire import pack_embeddings, pack_event, unpack_request
+from myllm_core.types import ChatRequest, Finish, Progress, ReasoningDelta, Request, TextDelta, ToolCallDelta
+
+Emit = Callable[[list[list[Any]]], None]
+_EVENTS = (TextDelta, ReasoningDelta, ToolCallDelta, Progress, Finish)
+_MAX_REPLY = 64 * 2**20
+
+
+def as_error(error: BaseException, doing: str) -> MyllmError:
+    """An error of the tree for whatever an engine raised."""
+    if isinstance(error, MyllmError):
+        return error
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:2000]
+    return EngineError(f"the engine failed while {doing}: {text}")
+
+
+def _embed(engine: Engine, inputs: list[str]) -> list[Any]:
+    try:
+        return ["e", pack_embeddings(engine.embed(inputs))]
+    except Exception as error:  # noqa: BLE001 - a stranger's engine may raise anything
+        return ["x", as_error(error, "embedding").to_dict()]
+
+
+class TokenHost:
+    """Runs a TokenEngine on the thread that calls ``run``; templates are rendered on a second thread.
+
+    A template that takes its time slows nobody else's tokens: only tokenizing comes back to the engine's thread.
+    """
+
+    def __init__(self, engine: TokenEngine, emit: Emit, names: str) -> None:
+        self._engine = engine
+        self._emit = emit
+        self._inbox: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
+        self._pipeline = Pipeline(engine)
+        self._preparer = Preparer(engine.facts, self._tokenize_there, names)
+        self._pool = ThreadPoolExecutor(1, "prepare")
+        self._preparing: set[int] = set()
+        self._closing = False
+
+    def post(self, command: list[Any]) -> None:
+        """Hand a command over, from any thread."""
+        self._inbox.put(command)
+
+    def run(self) -> None:
+        """Serve until ``["close"]``. The engine is closed at the end."""
+        try:
+            while not self._closing:
+                self._take_commands()
+                if self._pipeline.busy:
+                    events = self._pipeline.step()
+                    if events:
+                        self._emit([[rid, *pack_event(event)] for rid, event in events])
+        finally:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._release_waiting()
+            self._engine.close()
+
+    def _release_waiting(self) -> None:
+        """Let the thread that prepares prompts go, if it waits for the engine's."""
+        with suppress(queue.Empty):
+            while True:
+                command = self._inbox.get_nowait()
+                if command[0] == "call":
+                    command[2].set_exception(EngineError("the model was unloaded"))
+
+    def _take_commands(self) -> None:
+        if not self._pipeline.busy:
+            self._handle(self._inbox.get())
+        while not self._closing:
+            try:
+                command = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            self._handle(command)
+
+    def _handle(self, command: list[Any]) -> None:
+        match command:
+            case ["run", rid, body]:
+                self._preparing.add(rid)
+                self._pool.submit(self._prepare, rid, unpack_request(body))
+            case ["prepared", rid, request, prepared]:
+                self._start(rid, request, prepared)
+            case ["call", function, future]:
+                self._call(function, future)
+            case ["embed", rid, inputs]:
+                self._emit([[rid, *_embed(self._engine, inputs)]])
+            case ["cancel", rid]:
+                self._preparing.discard(rid)
+                events = self._pipeline.cancel(rid)
+                self._emit([[rid, *pack_event(event)] for event in events])
+            case ["ping", rid]:
+                self._emit([[rid, "e", {}]])
+            case ["close"]:
+                self._closing = True
+
+    def _start(self, rid: int, request: Request, prepared: Prepared | MyllmError) -> None:
+        if rid not in self._preparing:
+            return
+        self._preparing.discard(rid)
+        if isinstance(prepared, MyllmError):
+            self._emit([[rid, "x", prepared.to_dict()]])
+        else:
+            self._pipeline.start(rid, request, prepared)
+
+    def _prepare(self, rid: int, request: Request) -> None:
+        prepared: Prepared | MyllmError
+        try:
+            prepared = self._preparer.prepare(request)
+        except Exception as error:  # noqa: BLE001 - a model's template may raise anything
+            prepared = as_error(error, "preparing the prompt")
+        self.post(["prepared", rid, request, prepared])
+
+    def _tokenize_there(self, text: str, special: bool) -> list[int]:
+        future: Future[list[int]] = Future()
+        self.post(["call", lambda: self._engine.tokenize(text, special), future])
+        return future.result()
+
+    def _call(self, function: Callable[[], Any], future: Future[Any]) -> None:
+        try:
+            future.set_result(function())
+        except Exception as error:  # noqa: BLE001 - goes to whoever waits for the result
+            future.set_exception(error)
+
+
+class ThreadedHost:
+    """Runs a plain Engine: a thread for each running request, up to the engine's ``max_concurrency``."""
+
+    def __init__(self, engine: Engine, emit: Emit) -> None:
+        self._engine = engine
+        self._emit = emit
+        self._inbox: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
+        self._pool = ThreadPoolExecutor(max(1, engine.max_concurrency), "chat")
+        self._cancelled: dict[int, threading.Event] = {}
+
+    def post(self, command: list[Any]) -> None:
+        """Hand a command over, from any thread."""
+        self._inbox.put(command)
+
+    def run(self) -> None:
+        """Serve until ``["close"]``. The engine is closed at the end."""
+        try:
+            while True:
+                match self._inbox.get():
+                    case ["run", rid, body]:
+                        self._cancelled[rid] = threading.Event()
+                        self._pool.submit(self._run, rid, unpack_request(body), self._cancelled[rid])
+                    case ["embed", rid, inputs]:
+                        self._pool.submit(
+                            lambda rid, inputs: self._emit([[rid, *_embed(self._engine, inputs)]]), rid, inputs
+                        )
+                    case ["cancel", rid]:
+                        if rid in self._cancelled:
+                            self._cancelled[rid].set()
+                    case ["ping", rid]:
+                        self._emit([[rid, "e", {}]])
+                    case ["close"]:
+                        return
+        finally:
+            for flag in list(self._cancelled.values()):
+                flag.set()
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._engine.close()
+
+    def _run(self, rid: int, request: Request, cancelled: threading.Event) -> None:
+        finish = Finish("cancelled")
+        try:
+            if not cancelled.is_set():
+                finish = self._relay(rid, request, cancelled)
+        except Exception as error:  # noqa: BLE001 - a stranger's engine may raise anything
+            finish = Finish("error", error=as_error(error, "answering"))
+        del self._cancelled[rid]
+        self._emit([[rid, *pack_event(finish)]])
+
+    def _relay(self, rid: int, request: Request, cancelled: threading.Event) -> Finish:
+        engine = self._engine
+        events = engine.chat(request) if isinstance(request, ChatRequest) else engine.complete(request)
+        size = pieces = 0
+        try:
+            for event in events:
+                if cancelled.is_set():
+                    return Finish("cancelled")
+                if not isinstance(event, _EVENTS):
+                    raise EngineError(f"the {self._engine.name} engine yielded a {type(event).__name__}, not an event")
+                if isinstance(event, Finish):
+                    return event
+                if isinstance(event, TextDelta):
+                    size, pieces = size + len(event.text), pieces + 1
+                if size > _MAX_REPLY or (request.max_tokens is not None and pieces > request.max_tokens):
+                    return Finish("length")
+                self._emit([[rid, *pack_event(event)]])
+            raise EngineError(f"the {self._engine.name} engine ended without a Finish event")
+        finally:
+            _close(events)
+
+
+def _close(events: Any) -> None:
+    with suppress(Exception):  # what a stranger's generator does while it is closed changes nothing here
+        events.close()
+
+
+Host = TokenHost | ThreadedHost
+
+
+def host_for(engine: Engine, emit: Emit, names: str) -> Host:
+    """The host that fits the engine; ``names`` are the model's, for choosing a template where it brings none."""
+    return TokenHost(engine, emit, names) if isinstance(engine, TokenEngine) else ThreadedHost(engine, emit)

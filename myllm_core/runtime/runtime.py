@@ -1,0 +1,254 @@
+"""The one object that the command line, the server and Python programs use to run models.
+
+::
+
+    async with Runtime() as runtime:
+        async for event in runtime.chat("smollm2", "Why is the sky blue?"):
+            if isinstance(event, TextDelta):
+                print(event.text, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
+from typing import Any, Self, TypeVar
+from weakref import WeakValueDictionary
+
+from myllm_core.errors import InvalidRequest, UnsupportedError
+from myllm_core.models.manifest import Model
+from myllm_core.models.store import ModelStore
+from myllm_core.options import Options, merge, sampling
+from myllm_core.plugins import Plugins, load_plugins
+from myllm_core.runtime.pool import Lease, Loaded, Pool
+from myllm_core.session_store import SessionStore
+from myllm_core.sessions.conversation import Turn, check_session_id, keep_turn, plan_turn
+from myllm_core.settings import Settings, load_settings
+from myllm_core.types import (
+    ChatRequest,
+    CompletionRequest,
+    Embeddings,
+    Event,
+    Finish,
+    Message,
+    Progress,
+    ReasoningDelta,
+    Request,
+    TextDelta,
+)
+
+T = TypeVar("T")
+
+
+class Runtime:
+    """Runs installed models. Use it as ``async with Runtime() as runtime``, on one event loop."""
+
+    def __init__(self, settings: Settings | None = None, plugins: Plugins | None = None) -> None:
+        self.settings = settings or load_settings()
+        self.plugins = plugins or load_plugins(self.settings.disabled_plugins)
+        self.models = ModelStore(self.settings.models_dir)
+        self._pool = Pool(self.settings, self.plugins)
+        self._store: SessionStore | None = None
+        self._store_lock = asyncio.Lock()
+        self._session_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Unload all models, end their processes, close the session store."""
+        await self._pool.close()
+        if self._store is not None:
+            await asyncio.to_thread(self._store.close)
+            self._store = None
+
+    async def chat(
+        self,
+        model: str,
+        messages: str | Sequence[Message],
+        *,
+        options: Options | None = None,
+        session_id: str | None = None,
+        turn_key: str | None = None,
+        engine: str | None = None,
+        load_options: Mapping[str, Any] | None = None,
+        keep_alive: float | None = None,
+    ) -> AsyncGenerator[Event, None]:
+        """Answer a conversation: yields events, exactly one ``Finish``, last.
+
+        With ``session_id`` the stored conversation comes first, and the turn is stored before ``Finish`` is
+        yielded; a reply that is cancelled (by closing the generator) is stored as such. A retry with the same
+        ``turn_key`` is stored once. Two requests to one session take turns. Raises a ``MyllmError`` at the first
+        event for whatever is wrong before generation starts.
+        """
+        asked = [Message("user", messages)] if isinstance(messages, str) else list(messages)
+        installed = self.models.get(model)
+        async with AsyncExitStack() as stack:
+            turn = Turn(tuple(asked), tuple(asked), None)
+            if session_id is not None:
+                await stack.enter_async_context(self._session_lock(check_session_id(session_id)))
+                turn = await self._plan(session_id, installed.name, asked)
+            events = self._generate(installed, turn.messages, options, engine, load_options, keep_alive)
+            if session_id is not None:
+                key = turn_key or uuid.uuid4().hex
+                events = self._kept(events, session_id, turn, key, installed.name)
+            async with aclosing(events):
+                async for event in events:
+                    yield event
+
+    async def generate(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        options: Options | None = None,
+        engine: str | None = None,
+        load_options: Mapping[str, Any] | None = None,
+        keep_alive: float | None = None,
+    ) -> AsyncGenerator[Event, None]:
+        """Continue a raw prompt, without a chat template: yields events, exactly one ``Finish``, last."""
+        events = self._generate(self.models.get(model), prompt, options, engine, load_options, keep_alive)
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
+    async def embed(self, model: str, inputs: Sequence[str], *, engine: str | None = None) -> Embeddings:
+        """One vector per input. Raises ``UnsupportedError`` when the model makes none."""
+        if not inputs:
+            raise InvalidRequest("there is nothing to embed; send at least one text")
+        order = self._pool.order(self.models.get(model), engine, None)
+        async with self._pool.lease(order) as lease:
+            async for _ in lease.wait():
+                pass
+            _require(lease, "embed", "makes no embeddings; use an embedding model")
+            return await lease.handle.embed(list(inputs))
+
+    async def load(
+        self,
+        model: str,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        engine: str | None = None,
+        load_options: Mapping[str, Any] | None = None,
+        keep_alive: float | None = None,
+    ) -> Loaded:
+        """Load a model before it is needed."""
+        installed = self.models.get(model)
+        async with self._pool.lease(self._pool.order(installed, engine, load_options), keep_alive) as lease:
+            async for progress in lease.wait():
+                if on_progress is not None:
+                    on_progress(progress)
+            loaded = self._pool.describe(installed.name)
+            assert loaded is not None, "it was loaded a moment ago, and is held"
+            return loaded
+
+    async def unload(self, model: str) -> bool:
+        """Unload a model when its running requests have ended; False when it wasn't loaded."""
+        return await self._pool.unload(self.models.get(model).name)
+
+    def loaded(self) -> list[Loaded]:
+        """The models that are loaded now, by name."""
+        return self._pool.loaded()
+
+    async def dead_models(self, timeout: float = 5.0) -> list[str]:
+        """Names of loaded models whose worker doesn't answer within ``timeout`` seconds."""
+        return await self._pool.dead_models(timeout)
+
+    async def sessions(self, use: Callable[[SessionStore], T]) -> T:
+        """Run ``use(store)`` on a thread of its own; the store is opened when it is first used."""
+        async with self._store_lock:
+            if self._store is None:
+                cls = self.plugins.session_store(self.settings.session_store)
+                self._store = await asyncio.to_thread(cls.open, self.settings.session_url, self.settings.data_dir)
+        return await asyncio.to_thread(use, self._store)
+
+    @asynccontextmanager
+    async def _session_lock(self, session_id: str) -> AsyncGenerator[None, None]:
+        lock = self._session_locks.setdefault(session_id, asyncio.Lock())
+        async with lock:
+            yield
+
+    async def _plan(self, session_id: str, model: str, asked: Sequence[Message]) -> Turn:
+        def read(store: SessionStore) -> Turn:
+            store.create(session_id, model=model)
+            return plan_turn(store.path(session_id), asked)
+
+        return await self.sessions(read)
+
+    async def _generate(
+        self,
+        model: Model,
+        asked: tuple[Message, ...] | str,
+        options: Options | None,
+        engine: str | None,
+        load_options: Mapping[str, Any] | None,
+        keep_alive: float | None,
+    ) -> AsyncGenerator[Event, None]:
+        order = self._pool.order(model, engine, load_options)
+        request = _request(
+            model, asked, merge(model.manifest.options, options), order.engine.sampling, order.engine.name
+        )
+        async with self._pool.lease(order, keep_alive) as lease:
+            async with aclosing(lease.wait()) as waiting:
+                async for progress in waiting:
+                    yield progress
+            if request.logprobs is not None:
+                _require(lease, "logprobs", "gives no log probabilities")
+            async with aclosing(lease.handle.run(request, self.settings.request_timeout)) as events:
+                async for event in events:
+                    yield replace(event, engine=lease.engine) if isinstance(event, Finish) else event
+
+    async def _kept(
+        self, events: AsyncGenerator[Event, None], session_id: str, turn: Turn, key: str, model: str
+    ) -> AsyncGenerator[Event, None]:
+        """The same events; the turn is stored before the last one, or when the reader goes away."""
+        text: list[str] = []
+        reasoning: list[str] = []
+        kept = False
+
+        async def keep(finish: Finish) -> None:
+            if not text and not reasoning and finish.reason in ("cancelled", "error"):
+                return
+            reply = Message("assistant", "".join(text), "".join(reasoning))
+            await self.sessions(lambda store: keep_turn(store, session_id, turn, reply, finish, key, model))
+
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    match event:
+                        case TextDelta():
+                            text.append(event.text)
+                        case ReasoningDelta():
+                            reasoning.append(event.text)
+                        case Finish():
+                            await asyncio.shield(keep(event))
+                            kept = True
+                    yield event
+        except (GeneratorExit, asyncio.CancelledError):
+            if not kept:
+                await asyncio.shield(keep(Finish("cancelled")))
+            raise
+
+
+def _request(
+    model: Model, asked: tuple[Message, ...] | str, options: Options, honoured: frozenset[str], engine: str
+) -> Request:
+    how = sampling(options, honoured, engine)
+    stop = tuple(options.stop or ())
+    if isinstance(asked, str):
+        return CompletionRequest(asked, how, options.max_tokens, stop, options.logprobs)
+    system = model.manifest.system
+    if system and not any(message.role == "system" for message in asked):
+        asked = (Message("system", system), *asked)
+    return ChatRequest(asked, how, options.max_tokens, stop, options.logprobs, options.fit or "drop")
+
+
+def _require(lease: Lease, capability: str, otherwise: str) -> None:
+    if capability not in lease.handle.facts["capabilities"]:
+        raise UnsupportedError(f"{lease.handle.order.model.name} on the {lease.engine} engine {otherwise}")

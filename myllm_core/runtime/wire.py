@@ -1,0 +1,190 @@
+"""What the runtime and a worker process say to each other: frames of JSON, never pickle.
+
+A frame is a 4-byte little-endian length and that many bytes of JSON. A worker runs native code on files
+from strangers, so nothing that it sends is ever executed.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import asdict
+from typing import Any, BinaryIO
+
+from myllm_core.engine import ModelFacts
+from myllm_core.errors import error_from_dict
+from myllm_core.models.manifest import Manifest, Model, ModelFile
+from myllm_core.types import (
+    ChatRequest,
+    CompletionRequest,
+    ContextReport,
+    Embeddings,
+    Event,
+    Finish,
+    Message,
+    PositionLogprobs,
+    Progress,
+    ReasoningDelta,
+    Request,
+    Sampling,
+    TextDelta,
+    Timings,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+)
+
+HEADER = struct.Struct("<I")
+MAX_FRAME = 2**30
+
+
+def frame(value: Any) -> bytes:
+    """A value as one frame."""
+    body = json.dumps(value, separators=(",", ":")).encode()
+    return HEADER.pack(len(body)) + body
+
+
+def read_frame(stream: BinaryIO) -> Any:
+    """The next frame's value. Raises ``EOFError`` at the end of the stream."""
+    header = stream.read(HEADER.size)
+    if len(header) < HEADER.size:
+        raise EOFError
+    (size,) = HEADER.unpack(header)
+    body = stream.read(size)
+    if len(body) < size:
+        raise EOFError
+    return json.loads(body)
+
+
+def pack_request(request: Request) -> dict[str, Any]:
+    """A request as JSON values."""
+    kind = "chat" if isinstance(request, ChatRequest) else "complete"
+    return {"kind": kind, **asdict(request)}
+
+
+def unpack_request(body: dict[str, Any]) -> Request:
+    """The request that ``pack_request`` wrote."""
+    fields = dict(body)
+    kind = fields.pop("kind")
+    fields["sampling"] = Sampling(**fields["sampling"])
+    fields["stop"] = tuple(fields["stop"])
+    if kind == "complete":
+        return CompletionRequest(**fields)
+    fields["messages"] = tuple(unpack_message(message) for message in fields["messages"])
+    return ChatRequest(**fields)
+
+
+def unpack_message(body: dict[str, Any]) -> Message:
+    """The message that ``asdict`` made."""
+    return Message(**{**body, "tool_calls": tuple(ToolCall(**call) for call in body["tool_calls"])})
+
+
+def pack_model(model: Model) -> dict[str, Any]:
+    """A model as JSON values."""
+    return {"folder": str(model.folder), "manifest": asdict(model.manifest)}
+
+
+def unpack_model(body: dict[str, Any]) -> Model:
+    """The model that ``pack_model`` wrote."""
+    from pathlib import Path
+
+    fields = dict(body["manifest"])
+    fields["files"] = tuple(ModelFile(**file) for file in fields["files"])
+    if "aliases" in fields:
+        fields["aliases"] = tuple(fields["aliases"])
+    return Model(Manifest(**fields), Path(body["folder"]))
+
+
+def pack_facts(facts: ModelFacts) -> dict[str, Any]:
+    """What the parent needs of a model's facts; vocabulary texts stay in the worker."""
+    return {
+        "context_size": facts.context_size,
+        "trained_context": facts.trained_context,
+        "vocab_size": facts.vocab_size,
+        "capabilities": sorted(facts.capabilities),
+    }
+
+
+def _pack_logprob(item: TokenLogprob) -> list[Any]:
+    return [item.token, item.bytes.hex(), item.logprob]
+
+
+def _unpack_logprob(item: list[Any]) -> TokenLogprob:
+    return TokenLogprob(item[0], bytes.fromhex(item[1]), item[2])
+
+
+def _pack_text(event: TextDelta) -> list[Any]:
+    if not event.logprobs:
+        return ["t", event.text]
+    positions = [[_pack_logprob(p.chosen), [_pack_logprob(t) for t in p.top]] for p in event.logprobs]
+    return ["t", event.text, positions]
+
+
+def _unpack_text(item: list[Any]) -> TextDelta:
+    if len(item) == 2:
+        return TextDelta(item[1])
+    positions = (PositionLogprobs(_unpack_logprob(c), tuple(_unpack_logprob(t) for t in top)) for c, top in item[2])
+    return TextDelta(item[1], tuple(positions))
+
+
+def _pack_finish(event: Finish) -> list[Any]:
+    body = {
+        "reason": event.reason,
+        "usage": asdict(event.usage),
+        "timings": asdict(event.timings),
+        "context": asdict(event.context) if event.context else None,
+        "stop": event.stop,
+        "seed": event.seed,
+        "engine": event.engine,
+        "error": event.error.to_dict() if event.error else None,
+    }
+    return ["f", body]
+
+
+def _unpack_finish(item: list[Any]) -> Finish:
+    body = dict(item[1])
+    body["usage"] = Usage(**body["usage"])
+    body["timings"] = Timings(**body["timings"])
+    if body["context"]:
+        context = body["context"]
+        body["context"] = ContextReport(context["context_size"], tuple(context["dropped"]), context["dropped_tokens"])
+    if body["error"]:
+        body["error"] = error_from_dict(body["error"])
+    return Finish(**body)
+
+
+def pack_event(event: Event) -> list[Any]:
+    """An event as a short JSON list, its kind first."""
+    match event:
+        case TextDelta():
+            return _pack_text(event)
+        case ReasoningDelta():
+            return ["r", event.text]
+        case ToolCallDelta():
+            return ["c", event.index, event.id, event.name, event.arguments]
+        case Progress():
+            return ["p", event.stage, event.fraction, event.detail]
+        case Finish():
+            return _pack_finish(event)
+
+
+def unpack_event(item: list[Any]) -> Event:
+    """The event that ``pack_event`` wrote. Raises ``ValueError`` for an unknown kind."""
+    match item[0]:
+        case "t":
+            return _unpack_text(item)
+        case "r":
+            return ReasoningDelta(item[1])
+        case "c":
+            return ToolCallDelta(*item[1:])
+        case "p":
+            return Progress(*item[1:])
+        case "f":
+            return _unpack_finish(item)
+    raise ValueError(f"a worker sent an event of the unknown kind {item[0]!r}")
+
+
+def pack_embeddings(embeddings: Embeddings) -> dict[str, Any]:
+    """Embeddings as JSON values."""
+    return {"vectors": embeddings.vectors, "prompt_tokens": embeddings.prompt_tokens}

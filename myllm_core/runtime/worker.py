@@ -1,0 +1,102 @@
+"""The worker process: loads one model and serves it. Started as ``python -m myllm_core.runtime.worker``.
+
+Commands come in on standard input and events go out on standard output, as frames (see ``wire``). Both are
+moved to private descriptors first, so that what native code or a plugin prints can't get between them: it goes
+to standard error, which the parent keeps as a log.
+The worker ends when its parent does: standard input closes, and the parent's process id changes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from importlib.metadata import EntryPoint
+from typing import Any, BinaryIO
+
+from myllm_core.errors import MyllmError
+from myllm_core.runtime.hosts import as_error, host_for
+from myllm_core.runtime.wire import frame, pack_facts, read_frame, unpack_model
+
+_PARENT_POLL = 2.0
+
+
+def _private_streams() -> tuple[BinaryIO, BinaryIO]:
+    commands = os.fdopen(os.dup(0), "rb", buffering=2**16)
+    events = os.fdopen(os.dup(1), "wb", buffering=0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    return commands, events
+
+
+def _die_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_PARENT_POLL)
+    os._exit(1)
+
+
+def _load(order: dict[str, Any], emit: Any) -> Any:
+    from myllm_core.discovery import Plugin
+    from myllm_core.plugins import Plugins
+
+    point = EntryPoint(*order["plugin"])
+    plugins = Plugins([Plugin(point)], [], lambda text: print(text, file=sys.stderr))
+    engine = plugins.engine(order["engine"])
+    last = [-1.0]
+
+    def progress(fraction: float) -> None:
+        if fraction >= 1.0 or fraction - last[0] >= 0.01:
+            last[0] = fraction
+            emit([[0, "p", "load", fraction, ""]])
+
+    return engine.load(unpack_model(order["model"]), order["options"], progress)
+
+
+def main() -> None:
+    """Serve one model until told to close, or until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C in a terminal reaches the whole group; the parent decides
+    commands, events = _private_streams()
+    lock = threading.Lock()
+
+    def emit(batch: list[list[Any]]) -> None:
+        data = memoryview(frame(batch))
+        try:
+            with lock:
+                while data:
+                    data = data[events.write(data) :]
+        except (BrokenPipeError, OSError):
+            os._exit(1)
+
+    order = read_frame(commands)
+    threading.Thread(target=_die_with_parent, args=(order["parent"],), daemon=True, name="parent").start()
+    try:
+        engine = _load(order, emit)
+        facts = pack_facts(engine.facts)
+        manifest = order["model"]["manifest"]
+        host = host_for(engine, emit, f"{manifest['name']} {manifest['family']}")
+    except Exception as error:  # noqa: BLE001 - a stranger's engine may raise anything
+        failure = error if isinstance(error, MyllmError) else as_error(error, "loading the model")
+        emit([[0, "failed", failure.to_dict()]])
+        sys.exit(1)
+    emit([[0, "ready", {**facts, "max_sequences": getattr(engine, "max_sequences", engine.max_concurrency)}]])
+
+    def read() -> None:
+        try:
+            while True:
+                host.post(read_frame(commands))
+        except (EOFError, OSError):
+            os._exit(0)
+
+    threading.Thread(target=read, daemon=True, name="commands").start()
+    host.run()
+    emit([[0, "closed"]])
+    sys.stderr.flush()
+    os._exit(0)  # threads of a plugin or of native code can't keep the process alive
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The rules of a conversation: what of a request is new, and what of a reply is kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from myllm_core.errors import InvalidRequest, SessionConflict
+from myllm_core.session_store import NewMessage, SessionStore, Status, StoredMessage
+from myllm_core.types import Finish, Message
+
+_SESSION_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+
+
+def check_session_id(session_id: str) -> str:
+    """The id, when it can be one. Raises ``InvalidRequest``."""
+    if not _SESSION_ID.fullmatch(session_id):
+        raise InvalidRequest("a session id is 1 to 128 letters, digits, dots, dashes or underscores")
+    return session_id
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A turn about to be taken: the whole conversation, what of it is new, and where it goes on."""
+
+    messages: tuple[Message, ...]
+    new: tuple[Message, ...]
+    parent: int | None
+
+
+def plan_turn(path: Sequence[StoredMessage], messages: Sequence[Message]) -> Turn:
+    """Put a request's messages behind a stored conversation.
+
+    Messages that begin with the whole stored conversation (clients that resend everything) bring only the rest; so do
+    messages that begin with its system message. No new messages, when the last stored one awaits a reply, asks for that
+    reply (again). Raises ``InvalidRequest`` when there is nothing to answer.
+    """
+    stored = [item.message for item in path]
+    new = list(messages)
+    if stored and _same(stored, new[: len(stored)]):
+        new = new[len(stored) :]
+    elif stored and stored[0].role == "system" and new and _same(stored[:1], new[:1]):
+        new = new[1:]
+    whole = (*stored, *new)
+    if not whole or whole[-1].role in ("assistant", "system"):
+        raise InvalidRequest("there is nothing to answer; the last message must come from the user (or a tool)")
+    return Turn(whole, tuple(new), path[-1].id if path else None)
+
+
+def _same(one: Sequence[Message], other: Sequence[Message]) -> bool:
+    return [(m.role, m.content) for m in one] == [(m.role, m.content) for m in other]
+
+
+def keep_turn(
+    store: SessionStore, session_id: str, turn: Turn, reply: Message, finish: Finish, key: str, model: str
+) -> list[StoredMessage]:
+    """Append a turn with its reply, complete or not, durably and once per ``key``.
+
+    When somebody else moved the session on meanwhile, the turn becomes a branch beside theirs, and the tip; nothing is
+    lost.
+    """
+    status: Status = {"cancelled": "cancelled", "error": "error"}.get(finish.reason, "complete")  # type: ignore[assignment]
+    usage = finish.usage
+    meta: dict[str, Any] = {
+        "model": model,
+        "engine": finish.engine,
+        "finish_reason": finish.reason,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "seed": finish.seed,
+    }
+    if finish.context is not None and finish.context.dropped:
+        meta["dropped"] = list(finish.context.dropped)
+    messages = [*(NewMessage(message) for message in turn.new), NewMessage(reply, status, meta)]
+    try:
+        return store.append(session_id, messages, parent=turn.parent, key=key)
+    except SessionConflict:
+        store.set_tip(session_id, turn.parent)
+        return store.append(session_id, messages, parent=turn.parent, key=key)
