@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from myllm_core.errors import StorageError
+from myllm_core.errors import IntegrityError, StorageError
 
 _CAUSES = {
     errno.ENOSPC: "the disk is full; free some space and try again",
@@ -32,6 +34,22 @@ def storage_errors(action: str) -> Iterator[None]:
     except OSError as error:
         cause = _CAUSES.get(error.errno or 0) or error.strerror or str(error)
         raise StorageError(f"can't {action}: {cause}", errno=error.errno) from error
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading; anything but a regular file (a pipe would wait for ever) is an ``IntegrityError``.
+
+    Raises ``OSError`` when it can't be opened.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise IntegrityError(f"{path.name} is no regular file")
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from myllm_core.errors import IntegrityError, InvalidReference
-from myllm_core.models.disk import storage_errors, write_atomically
+from myllm_core.models.disk import open_regular, storage_errors, write_atomically
 from myllm_core.models.reference import model_name
 
 MANIFEST = "manifest.json"
@@ -96,7 +96,7 @@ def read_manifest(path: Path) -> Manifest:
     folder by a relative path, and ``StorageError`` when it can't be read.
     """
     with storage_errors(f"read {path}"):
-        data = _read_regular_file(path)
+        data = _read(path)
     try:
         raw = json.loads(data.decode(), parse_constant=_no_constant)
         json.dumps(raw, ensure_ascii=False).encode()  # refuses half surrogate pairs, which nothing could print
@@ -121,17 +121,14 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _read_regular_file(path: Path) -> bytes:
-    # A symbolic link could show another user's file, and opening a pipe would wait for ever.
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise IntegrityError(f"{MANIFEST} is no regular file")
+def _read(path: Path) -> bytes:
+    if path.is_symlink():  # it could show another user's file
+        raise IntegrityError(f"{MANIFEST} is a symbolic link")
     try:
-        descriptor = os.open(path, flags)
+        with open_regular(path) as file:
+            data = file.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         raise IntegrityError(f"there is no {MANIFEST}") from None
-    with open(descriptor, "rb") as file:
-        data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise IntegrityError(f"{MANIFEST} is larger than {_MAX_BYTES // 2**20} MiB")
     return data
