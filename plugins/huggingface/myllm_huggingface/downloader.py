@@ -53,29 +53,20 @@ class HuggingFaceDownloader(Downloader):
         )
         if info.gated:
             hub.check_access(repo, hub.url(repo, variant.files[0].path, commit))
-        chosen = _selector(variant, info)
-        source = f"hf:{repo}{f'@{revision}' if revision else ''}{f':{chosen}' if chosen else ''}"
-        return Resolution(files, _default_name(repo, variant, chosen), source, commit, _licence(info))
+        place = f"{repo}@{revision}" if revision else repo
+        source = f"hf:{place}:{variant.selector}" if variant.selector else f"hf:{place}"
+        return Resolution(files, _default_name(repo, variant), source, commit, _licence(info))
 
 
 def _listing(info: ModelInfo) -> list[RepoFile]:
     return [RepoFile(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None) for file in info.siblings or []]
 
 
-def _selector(variant: Variant, info: ModelInfo) -> str:
-    """What names this variant in this repository: its quantization, else its path, else nothing."""
-    if variant.label == "model.safetensors":
-        return "" if not any(f.rfilename.lower().endswith(".gguf") for f in info.siblings or []) else "safetensors"
-    if variant.quant and choose(_listing(info), variant.quant, info.id) == variant:
-        return variant.quant
-    return variant.label
-
-
-def _default_name(repo: str, variant: Variant, chosen: str) -> str:
-    if chosen and chosen == variant.label and "." in chosen:
-        return safe_name(variant.stem)
+def _default_name(repo: str, variant: Variant) -> str:
+    if variant.selector == variant.label and variant.label.lower().endswith(".gguf"):
+        return safe_name(variant.stem)  # one of several models in a repository: its own name says more
     base = re.sub(r"[-._](gguf|onnx)$", "", repo.partition("/")[2], flags=re.I)
-    return safe_name(f"{base}:{chosen}" if chosen else base)
+    return safe_name(f"{base}:{variant.selector}" if variant.selector else base)
 
 
 def _licence(info: ModelInfo) -> str:

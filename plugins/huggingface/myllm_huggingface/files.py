@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from myllm_core.errors import NotFound
 
@@ -64,13 +64,15 @@ class Variant:
     """One loadable form of a model: its files, weights first.
 
     ``label`` is the path that stands for it, ``quant`` what its file name says of the quantization (may be empty),
-    ``strip`` the folder that its paths lose when they are installed.
+    ``strip`` the folder that its paths lose when they are installed. ``selector`` is the shortest text that chooses
+    it in its repository: the quantization, the label, or nothing for the default.
     """
 
     label: str
     files: tuple[RepoFile, ...]
     quant: str = ""
     strip: str = ""
+    selector: str = ""
 
     @property
     def stem(self) -> str:
@@ -83,28 +85,42 @@ class Variant:
         return sum(f.size or 0 for f in self.files)
 
 
+Formats = dict[str, tuple[list[Variant], tuple[str, ...]]]
+
+
 def choose(files: Iterable[RepoFile], wanted: str, repo: str) -> Variant:
     """The variant that ``wanted`` names: a quantization, a file, a format, or nothing for the default.
 
     Raises ``NotFound``, listing what there is, when nothing or more than one thing fits.
     """
     files = sorted(files, key=lambda f: f.path)
-    formats = {
+    formats: Formats = {
         "gguf": (_gguf_variants(files), GGUF_ORDER),
         "safetensors": (_safetensors_variants(files), ("",)),
         "onnx": (_onnx_variants(files), ONNX_ORDER),
     }
-    selector = wanted
-    if wanted.lower() in formats:
-        formats, selector = {wanted.lower(): formats[wanted.lower()]}, ""
-    offered: list[Variant] = []
+    asked = wanted.lower()
+    found = _find({asked: formats[asked]}, "") if asked in formats else _find(formats, wanted)
+    if found is None:
+        offered = [formats[asked][0]] if asked in formats else [variants for variants, _ in formats.values()]
+        raise NotFound(_nothing_fits([v for variants in offered for v in variants], wanted, repo), repo=repo)
+    return replace(_whole(found, repo), selector=_selector(found, formats))
+
+
+def _find(formats: Formats, wanted: str) -> Variant | None:
     for variants, order in formats.values():
-        if found := _named(variants, selector) if selector else _default(variants, order):
-            return _whole(found, repo)
-        offered += variants
-        if variants and not selector:
-            break
-    raise NotFound(_nothing_fits(offered, wanted, repo), repo=repo)
+        if wanted:
+            if found := _named(variants, wanted):
+                return found
+        elif variants:
+            return _default(variants, order)
+    return None
+
+
+def _selector(found: Variant, formats: Formats) -> str:
+    if not found.quant:
+        return "" if _find(formats, "") == found else found.label
+    return found.quant if _find(formats, found.quant) == found else found.label
 
 
 def _default(variants: list[Variant], order: tuple[str, ...]) -> Variant | None:

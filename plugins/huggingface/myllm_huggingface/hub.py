@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from myllm_core.errors import MyllmError, NetworkError, NotFound
+from myllm_core.errors import InvalidReference, MyllmError, NetworkError, NotFound
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -55,10 +55,10 @@ class Hub:
         """Where a file of that commit is fetched."""
         from huggingface_hub import hf_hub_url
 
-        return hf_hub_url(repo, path, revision=commit, endpoint=self.endpoint)
+        return hf_hub_url(repo, path, revision=commit)
 
     def _ask(self, repo: str, revision: str, again: bool = True) -> ModelInfo:
-        from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 
         try:
             return self._api.model_info(repo, revision=revision or None, timeout=TIMEOUT, files_metadata=True)
@@ -67,6 +67,8 @@ class Hub:
                 time.sleep(_RETRY_AFTER)
                 return self._ask(repo, revision, again=False)
             raise self._refused(error, repo, revision) from error
+        except HFValidationError:
+            raise InvalidReference(f"{repo!r} can't be a repository of the hub; write hf:owner/repo") from None
         except OfflineModeIsEnabled:
             raise NetworkError("HF_HUB_OFFLINE is set, so the hub isn't asked; unset it to pull from there") from None
         except (HTTPError, OSError) as error:
