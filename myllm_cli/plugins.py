@@ -39,9 +39,10 @@ def _plugin_json(plugin: Plugin, commands: dict[str, list[str]]) -> dict[str, An
         "name": plugin.name,
         "distribution": plugin.distribution,
         "version": plugin.version,
-        "status": "broken" if plugin.error else "ok",
+        "status": "broken" if plugin.error else "incomplete" if plugin.missing else "ok",
         "error": plugin.error,
         "fix": plugin.fix,
+        "missing": plugin.missing,
         "offers": plugin.offers
         | ({"commands": sorted(commands[name])} if (name := plugin.distribution) in commands else {}),
     }
@@ -73,6 +74,9 @@ def plugins(ctx: typer.Context, json: JsonOption = False) -> None:
         if plugin["error"]:
             print(f"\n{clean_line(plugin['name'])} is broken: {clean_line(plugin['error'])}")
             print(f"  fix: {clean_line(plugin['fix'])}")
+        elif plugin["missing"]:
+            print(f"\n{clean_line(plugin['name'])} needs packages that aren't installed")
+            print(f"  fix: pip install {clean_line(' '.join(map(repr, plugin['missing'])))}")
     disabled = cli.settings.disabled_plugins
     if disabled:
         print(f"\nDisabled by the settings: {clean_line(', '.join(disabled))}")

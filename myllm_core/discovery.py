@@ -36,18 +36,17 @@ class Plugin:
 
     @property
     def missing(self) -> list[str]:
-        """Distributions that this plugin's one requires always, and that aren't installed."""
+        """What this plugin's distribution always requires and isn't installed, as pip takes it."""
         requires = (self.entry_point.dist.requires if self.entry_point.dist else None) or []
-        plain = (re.match(r"[\w.-]+", text) for text in requires if ";" not in text)
-        return [match[0] for match in plain if match and not _installed(match[0])]
+        return [text for text in requires if ";" not in text and not _installed(text)]
 
 
-def _installed(distribution: str) -> bool:
+def _installed(requirement: str) -> bool:
+    name = re.match(r"[\w.-]+", requirement)
     try:
-        version(distribution)
+        return bool(name and version(name[0]))
     except PackageNotFoundError:
         return False
-    return True
 
 
 def find_plugins(disabled: frozenset[str] = frozenset()) -> tuple[list[Plugin], list[EntryPoint]]:
