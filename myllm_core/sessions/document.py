@@ -7,6 +7,7 @@ idempotency key of the call that appended the message. Version 2 is for a change
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -154,7 +155,11 @@ def read_document(document: dict[str, Any], session_id: str | None = None) -> Se
     if session_id is not None:
         document = {**document, "id": session_id}
     try:
-        return SessionDocument.model_validate(document)
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the exported session is no JSON: {error}") from None
+    try:
+        return SessionDocument.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
