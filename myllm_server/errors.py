@@ -1,0 +1,103 @@
+"""Every error on its way out: an HTTP status and ``{"error": {"code", "message", "request_id"}}``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Scope
+
+from myllm_core.errors import MyllmError
+
+_CODES = {404: "not_found", 405: "method_not_allowed", 422: "invalid_request"}
+
+
+class HttpError(Exception):
+    """An answer that isn't what was asked for: status, stable code, message, and what else belongs to it."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers = dict(headers or {})
+        self.data = dict(data or {})
+
+    def body(self, request_id: str) -> dict[str, Any]:
+        """The error as JSON values."""
+        error: dict[str, Any] = {"code": self.code, "message": self.message, "request_id": request_id}
+        if self.data:
+            error["data"] = self.data
+        return {"error": error}
+
+
+class ClientGone(Exception):
+    """The client went away before its answer was ready."""
+
+
+def as_http(error: BaseException) -> HttpError:
+    """What a client is told of ``error``; of one that nobody foresaw, only that it happened."""
+    if isinstance(error, HttpError):
+        return error
+    if isinstance(error, MyllmError):
+        headers = {}
+        if error.http_status == HTTPStatus.SERVICE_UNAVAILABLE:
+            headers["retry-after"] = str(_seconds(error.data.get("retry_after")))
+        return HttpError(error.http_status, error.code, error.message, headers=headers, data=error.data)
+    if isinstance(error, HTTPException):
+        code = _CODES.get(error.status_code, "http_error")
+        return HttpError(error.status_code, code, str(error.detail), headers=error.headers)
+    return HttpError(500, "internal_error", "something went wrong here; the server's log says what")
+
+
+def _seconds(value: object) -> int:
+    return max(1, math.ceil(value)) if isinstance(value, int | float) and math.isfinite(value) else 1
+
+
+def json_bytes(value: Any) -> bytes:
+    """JSON in UTF-8, always valid: no NaN (``ValueError``), and a stray surrogate becomes ``?``."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def request_id(scope: Scope) -> str:
+    """The id that the log line and the header ``x-request-id`` carry."""
+    return str(scope.get("state", {}).get("request_id", ""))
+
+
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer of JSON values."""
+    return Response(json_bytes(value), status, headers, media_type="application/json")
+
+
+def error_response(error: BaseException, scope: Scope) -> Response:
+    """The answer that tells of ``error``."""
+    shown = as_http(error)
+    return json_response(shown.body(request_id(scope)), shown.status, shown.headers)
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Starlette's exception handler for every error that has a status of its own."""
+    if isinstance(error, HTTPException) and error.status_code == HTTPStatus.NOT_FOUND and error.detail == "Not Found":
+        error = HttpError(404, "not_found", "there is nothing here; /docs lists what there is")
+    if isinstance(error, ClientGone):
+        return Response(status_code=499)  # nobody reads it; the log line does
+    return error_response(error, request.scope)
+
+
+HANDLED: tuple[type[Exception], ...] = (HttpError, MyllmError, HTTPException, RequestValidationError, ClientGone)
+"""What ``answer_error`` is the handler of."""

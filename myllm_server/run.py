@@ -1,0 +1,155 @@
+"""``serve``: bind, say where, serve until a signal, stop gracefully."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from myllm_core.errors import MyllmError
+from myllm_core.plugins import Plugins, load_plugins
+from myllm_core.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+_BACKLOG = 512
+
+
+def serve(settings: Settings, plugins: Plugins, *, reload: bool = False, no_auth: bool = False) -> int:
+    """Serve until SIGINT or SIGTERM, and return the exit code.
+
+    One line on standard output says where: ``Listening on http://127.0.0.1:8000``. A first signal lets running
+    replies end within ``settings.shutdown_grace`` seconds while new requests get 503, and the code is 0; a second one
+    ends at once, and the code is 128 and its number. 1 when the address can't be bound. ``reload`` starts again
+    when Python files below the working directory change.
+    """
+    _log_to_stderr(settings)
+    try:
+        listener = _bind(settings.host, settings.port)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        _say(f"can't listen on {settings.host} port {settings.port}: {reason}; try: myllm serve --port 0")
+        return 1
+    with listener:
+        settings = _with_key(settings, no_auth)
+        try:
+            return _serve_reloading(settings, listener) if reload else asyncio.run(_serve(settings, plugins, listener))
+        except MyllmError as error:
+            _say(error.message)
+            return error.exit_code
+        except KeyboardInterrupt:  # a second Ctrl+C, while models are being unloaded
+            return 130
+
+
+def _log_to_stderr(settings: Settings) -> None:
+    logging.basicConfig(
+        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    for noisy in ("uvicorn", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _say(text: str) -> None:
+    print(f"myllm: {text}", file=sys.stderr, flush=True)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host.removeprefix("[").removesuffix("]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        if os.name == "posix":  # a port that was just left is free at once; on Windows this would let two share one
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _with_key(settings: Settings, no_auth: bool) -> Settings:
+    """The settings with the key that clients must send; one is made for an address that others can reach."""
+    from myllm_server.guard import is_loopback
+
+    if no_auth:
+        if not is_loopback(settings.host):
+            _say(f"WARNING: no key is asked for (--no-auth), and {settings.host} can be reached from other machines")
+        return settings.model_copy(update={"api_key": ""})
+    if settings.api_key or is_loopback(settings.host):
+        return settings
+    key = secrets.token_urlsafe(32)
+    _say(f"others can reach {settings.host}, so clients must send this key (set MYLLM_API_KEY to choose one): {key}")
+    return settings.model_copy(update={"api_key": key})
+
+
+def _announce(settings: Settings, listener: socket.socket) -> None:
+    host = settings.host
+    shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    print(f"Listening on http://{shown}:{listener.getsockname()[1]}", flush=True)
+
+
+async def _serve(settings: Settings, plugins: Plugins, listener: socket.socket) -> int:
+    from myllm_core.runtime.runtime import Runtime
+    from myllm_server.app import create_app
+    from myllm_server.gate import Gate
+    from myllm_server.protocol import GracefulServer, ServerConfig, exit_code
+
+    gate = Gate(settings.max_requests)
+    async with Runtime(settings, plugins) as runtime:
+        app = create_app(runtime, settings, plugins, gate=gate)
+        server = GracefulServer(
+            ServerConfig(app, settings.read_timeout, lifespan="off"),
+            gate,
+            settings.shutdown_grace,
+            lambda: _announce(settings, listener),
+        )
+        await server.serve(sockets=[listener])
+    return exit_code(server)
+
+
+def _serve_reloading(settings: Settings, listener: socket.socket) -> int:
+    from uvicorn import Server
+    from uvicorn.supervisors import ChangeReload
+
+    from myllm_server.protocol import ServerConfig
+
+    _export(settings)
+    config = ServerConfig(f"{__name__}:reloaded_app", settings.read_timeout, factory=True, reload=True, lifespan="on")
+    _announce(settings, listener)
+    ChangeReload(config, target=Server(config).run, sockets=[listener]).run()
+    return 0
+
+
+def _export(settings: Settings) -> None:
+    """Put what was set into the environment, where the process that is started again finds it."""
+    for name in settings.model_fields_set | {"api_key"}:
+        value: Any = getattr(settings, name)
+        os.environ[f"MYLLM_{name.upper()}"] = json.dumps(value) if isinstance(value, list | dict) else str(value)
+
+
+def reloaded_app() -> FastAPI:
+    """The app of ``serve --reload``, made anew after each change."""
+    from myllm_core.runtime.runtime import Runtime
+    from myllm_server.app import create_app
+
+    settings = load_settings()
+    _log_to_stderr(settings)
+    plugins = load_plugins(settings.disabled_plugins)
+    runtime = Runtime(settings, plugins)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with runtime:
+            yield
+
+    return create_app(runtime, settings, plugins, lifespan=lifespan)

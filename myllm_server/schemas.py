@@ -1,0 +1,89 @@
+"""The bodies of the native API. Strict: a wrong type, an unknown field or a value out of range is refused."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from myllm_core.options import Options
+from myllm_core.types import Message, Role
+
+ModelName = Annotated[str, Field(min_length=1, max_length=200, description="an installed model (GET /api/models)")]
+SessionId = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$", description="the conversation to continue, or a new one's id")
+]
+_OPTIONS: Options = Field(
+    Options.model_validate({}), description="how to generate; what is left out is the model's default"
+)
+_STREAM: bool = Field(True, description="answer in Server-Sent Events as the text is written")
+
+MAX_MESSAGES = 10_000
+MAX_INPUTS = 2048
+
+
+class Body(BaseModel):
+    """What every body has in common."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class ChatMessage(Body):
+    """One message of a conversation."""
+
+    role: Role
+    content: str
+
+    def to_core(self) -> Message:
+        """The same as the core has it."""
+        return Message(self.role, self.content)
+
+
+class ChatBody(Body):
+    """A conversation to answer. With ``session_id`` only what is new needs to be sent."""
+
+    model: ModelName
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    session_id: SessionId | None = None
+    stream: bool = _STREAM
+    options: Options = _OPTIONS
+
+
+class ChatQuery(BaseModel):
+    """One message of a conversation, as a browser's ``EventSource`` can send it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: ModelName
+    message: str
+    session_id: SessionId | None = None
+
+
+class GenerateBody(Body):
+    """A raw prompt to continue, without a chat template."""
+
+    model: ModelName
+    prompt: str
+    stream: bool = _STREAM
+    options: Options = _OPTIONS
+
+
+class EmbeddingsBody(Body):
+    """A text, or several, to make vectors of."""
+
+    model: ModelName
+    input: str | Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS)]
+
+
+class NoFields(Body):
+    """A body that says nothing: ``{}``."""
+
+
+class PageQuery(BaseModel):
+    """Which part of a list, and which of its entries."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    limit: int = Field(50, ge=1, le=1000, description="how many at most")
+    offset: int = Field(0, ge=0, le=2**31, description="how many to skip")
+    search: str = Field("", max_length=1000, description="only those that hold all these words")

@@ -1,0 +1,154 @@
+"""Answers that follow a generation: Server-Sent Events while it runs, and one JSON document when it is done.
+
+Either way the generation ends when the client goes away, whether it waits, reads its prompt or writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Coroutine, Iterable
+from contextlib import aclosing
+from typing import Any, Protocol, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from myllm_core.errors import EngineError
+from myllm_core.types import Event, Finish
+from myllm_server.errors import ClientGone, HttpError, as_http, request_id
+from myllm_server.gate import STOPPING
+
+logger = logging.getLogger("myllm.server")
+
+T = TypeVar("T")
+
+
+class Frames(Protocol):
+    """How an API writes events. One object serves one stream."""
+
+    content_type: bytes
+    ping: bytes
+
+    def event(self, event: Event) -> bytes:
+        """The bytes that tell of ``event``; empty when it isn't told. A ``Finish`` ends the stream."""
+
+    def error(self, error: HttpError, request_id: str) -> bytes:
+        """The last bytes of a stream that failed."""
+
+
+class EventStream(Response):
+    """An ASGI response that writes events as they come.
+
+    The response starts with the first frame, so that what goes wrong before it has an HTTP status of
+    its own; after ``ping_interval`` seconds of silence it starts with a comment, which keeps proxies
+    and clients from giving up, and later failures are error frames.
+    """
+
+    def __init__(self, events: AsyncGenerator[Event, None], frames: Frames, ping_interval: float) -> None:
+        super().__init__()
+        self.events = events
+        self.frames = frames
+        self.ping_interval = ping_interval
+        self._started = False
+        self._ended = False
+        self._writes = 0
+        self._writing = asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write the whole stream."""
+        pull = asyncio.create_task(self._pull(request_id(scope), send))
+        gone = asyncio.create_task(_disconnected(receive))
+        try:
+            await self._attend(pull, gone, send)
+        except asyncio.CancelledError:
+            if not self._started:
+                raise
+            await _settle(pull)
+            await self._write(send, self.frames.error(STOPPING, request_id(scope)), last=True)
+        finally:
+            await _settle(pull, gone)
+            await self.events.aclose()
+        if not pull.cancelled():
+            pull.result()
+
+    async def _attend(self, pull: asyncio.Task[None], gone: asyncio.Task[None], send: Send) -> None:
+        written = -1
+        while not pull.done() and not gone.done():
+            await asyncio.wait({pull, gone}, timeout=self.ping_interval, return_when=asyncio.FIRST_COMPLETED)
+            silent, written = self._writes == written, self._writes
+            if (silent or not self._started) and not pull.done() and not gone.done() and not self._writing.locked():
+                await self._write(send, self.frames.ping)
+
+    async def _pull(self, request_id: str, send: Send) -> None:
+        try:
+            async for event in self.events:
+                frame = self.frames.event(event)
+                if frame:
+                    await self._write(send, frame, last=isinstance(event, Finish))
+            if not self._ended:
+                raise EngineError("the generation ended without saying why")
+        except Exception as error:  # a started stream tells every failure in its last frame
+            if not self._started:
+                raise
+            shown = as_http(error)
+            if shown.code == "internal_error":
+                logger.exception("a stream failed")
+            if not self._ended:
+                await self._write(send, self.frames.error(shown, request_id), last=True)
+
+    async def _write(self, send: Send, frame: bytes, last: bool = False) -> None:
+        async with self._writing:
+            if self._ended:
+                return
+            if not self._started:
+                self._started = True
+                await send({"type": "http.response.start", "status": 200, "headers": self._start_headers()})
+            self._writes += 1
+            self._ended = last
+            await send({"type": "http.response.body", "body": frame, "more_body": not last})
+
+    def _start_headers(self) -> Iterable[tuple[bytes, bytes]]:
+        return [
+            (b"content-type", self.frames.content_type),
+            (b"cache-control", b"no-store"),
+            (b"x-accel-buffering", b"no"),
+        ]
+
+
+async def attended(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``, which is cancelled when the client goes away first. Raises ``ClientGone`` then."""
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        await _settle(task, gone)
+
+
+async def collected(events: AsyncGenerator[Event, None]) -> tuple[list[Event], Finish]:
+    """All events and the last one. Raises the error of a generation that failed."""
+    seen: list[Event] = []
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Finish):
+                if event.error:
+                    raise event.error
+                return seen, event
+            seen.append(event)
+    raise EngineError("the generation ended without saying why")
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _settle(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks and wait until each has cleaned up."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
