@@ -11,7 +11,7 @@ import ctypes
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -55,8 +55,6 @@ def _check_method(owner: Any, name: str, args: tuple[Any, ...]) -> None:
     parts = args[0] if name == "join" and args and isinstance(args[0], list | tuple) else ()
     if sum(_size(part) + _size(owner) for part in parts) > SIZE_LIMIT:
         raise _too_large()
-    if name in ("format", "format_map"):
-        _check_format(owner)
 
 
 def _check_format(text: Any) -> None:
@@ -114,6 +112,12 @@ class _Environment(ImmutableSandboxedEnvironment):
             _check_format(left)
         return super().call_binop(context, operator, left, right)
 
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None:
+            _check_format(value.__self__)
+        return wrapped
+
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
@@ -143,6 +147,18 @@ def _bounded_filter(function: Callable[..., Any]) -> Callable[..., Any]:
     return bounded
 
 
+def _join(value: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
+    parts = [str(item[attribute] if attribute else item) for item in value]
+    _check_method(d, "join", (parts,))
+    return d.join(parts)
+
+
+def _replace(value: Any, old: str, new: str, count: int = -1) -> str:
+    text = str(value)
+    _check_method(text, "replace", (old, new))
+    return text.replace(old, new, count)
+
+
 def compile_template(source: str) -> jinja2.Template:
     """Compile a chat template as the common ones expect. Raises ``TemplateError`` for a syntax error."""
     environment = _Environment(
@@ -153,7 +169,7 @@ def compile_template(source: str) -> jinja2.Template:
     for name in ("format", "xmlattr", "urlize", "wordwrap", "pprint", "batch", "slice"):
         environment.filters.pop(name, None)
     environment.globals.pop("lipsum", None)
-    environment.filters["tojson"] = _tojson
+    environment.filters |= {"tojson": _tojson, "join": _join, "replace": _replace}
     environment.globals |= {
         "raise_exception": _raise_exception,
         "strftime_now": _strftime_now,

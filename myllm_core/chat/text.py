@@ -54,6 +54,7 @@ class ReasoningSplitter:
     def __init__(self, enabled: bool, inside: bool = False) -> None:
         self._state = "inside" if inside else "start" if enabled else "answer"
         self._held = ""
+        self._begun = False
 
     def feed(self, text: str) -> tuple[str, str]:
         """(reasoning, answer) that are certain."""
@@ -67,7 +68,7 @@ class ReasoningSplitter:
     def _open(self) -> bool:
         stripped = self._held.lstrip()
         if stripped.startswith(self.OPEN):
-            self._held = stripped[len(self.OPEN) :].removeprefix("\n")
+            self._held = stripped[len(self.OPEN) :]
             self._state = "inside"
             return True
         if not self.OPEN.startswith(stripped):
@@ -79,10 +80,13 @@ class ReasoningSplitter:
             return "", self._gap()
         at = self._held.find(self.CLOSE)
         if at >= 0:
-            reasoning = self._held[:at]
+            reasoning = self._held[:at] if self._begun else self._held[:at].lstrip("\n")
             self._held = self._held[at + len(self.CLOSE) :]
             self._state = "gap"
             return reasoning, self._gap()
+        if not self._begun:
+            self._held = self._held.lstrip("\n")
+            self._begun = bool(self._held)
         keep = _overlap(self._held, self.CLOSE)
         reasoning, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return reasoning, ""
