@@ -271,8 +271,10 @@ class WorkerProcess(Handle):
             self._process.stdin.write(frame(value))
 
     async def close(self) -> None:
-        """Ask the worker to end, then insist."""
+        """Ask the worker to end, then insist; one that still loads isn't asked."""
         self._closing = True
+        if not self.facts:
+            self.kill()
         self.dead = self.dead or WorkerDied(f"{self.order.model.name} was unloaded; ask again to load it")
         self._send(["close"])
         try:
