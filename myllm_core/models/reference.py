@@ -14,7 +14,7 @@ from myllm_core.errors import InvalidReference
 _PART = r"[a-z0-9](?:[a-z0-9._-]{0,94}[a-z0-9])?"
 _NAME = re.compile(rf"(?P<base>{_PART})(?::(?P<tag>{_PART}))?", re.ASCII)
 _SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+-]{1,30}):(?P<rest>.+)", re.ASCII | re.DOTALL)
-_RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
+RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
 DEFAULT_TAG = "latest"
 
 
@@ -54,7 +54,7 @@ def model_name(text: str) -> str:
     passes through here, so no name can lead out of the models directory.
     """
     match = _NAME.fullmatch(text.lower()) if text.isascii() and len(text) < 200 else None
-    if not match or ".." in text or {match["base"].split(".")[0], (match["tag"] or "").split(".")[0]} & _RESERVED:
+    if not match or ".." in text or {match["base"].split(".")[0], (match["tag"] or "").split(".")[0]} & RESERVED:
         shown = text if len(text) <= 60 else text[:57] + "..."
         raise InvalidReference(
             f"{shown!r} is no model name; names are letters, digits, dots, dashes and one colon, such as smollm2:135m"
@@ -67,5 +67,5 @@ def safe_name(text: str) -> str:
     base, _, tag = text.partition(":")
     parts = [re.sub(r"[^a-z0-9._-]+", "-", part.lower()).strip("._-")[:80].strip("._-") for part in (base, tag)]
     parts = [re.sub(r"\.{2,}", ".", part) for part in parts]
-    parts = [f"model-{part}" if part.split(".")[0] in _RESERVED else part for part in parts]
+    parts = [f"model-{part}" if part.split(".")[0] in RESERVED else part for part in parts]
     return model_name(f"{parts[0] or 'model'}:{parts[1]}" if parts[1] else parts[0] or "model")
