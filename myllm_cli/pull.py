@@ -76,7 +76,7 @@ class LineDisplay:
 
     def _rate(self, now: float, done: int, total: int | None) -> str:
         seconds, fetched = now - self._start[0], done - self._start[1]
-        if seconds <= 0 or fetched <= 0:
+        if seconds < 0.5 or fetched <= 0:
             return ""
         rate = fetched / seconds
         left = f", {(total - done) / rate:.0f} s left" if total and done < total else ""
