@@ -18,8 +18,10 @@ from myllm_core.errors import MyllmError, OutOfMemory, Overloaded, WorkerDied
 from myllm_core.models.manifest import Model
 from myllm_core.plugins import Plugins
 from myllm_core.runtime.choose import choose_engine, load_options
+from myllm_core.runtime.handle import Handle, LoadOrder
 from myllm_core.runtime.memory import free_memory, readable, used_memory
-from myllm_core.runtime.process import Handle, LoadOrder, WorkerProcess, WorkerThread
+from myllm_core.runtime.process import WorkerProcess
+from myllm_core.runtime.thread import WorkerThread
 from myllm_core.settings import Settings
 from myllm_core.types import Progress
 
