@@ -24,7 +24,11 @@ def entry_points(wheel: Wheel) -> configparser.ConfigParser:
 def test_a_wheel_holds_its_packages_and_nothing_that_runs_by_itself(wheel: Wheel) -> None:
     is_core = wheel.name == "myllm"
     assert packages(wheel) == ({"myllm_core", "myllm_cli", "myllm_server"} if is_core else {wheel.name})
-    odd = [name for name in wheel.files() if re.search(r"\.pth$|\.pyc$|(^|/)(tests?|conftest\.py|sitecustomize)", name)]
+    odd = [
+        name
+        for name in wheel.files()
+        if re.search(r"\.pth$|\.pyc$|(^|/)(tests?/|test_|conftest\.py|sitecustomize)", name)
+    ]
     assert odd == []
     assert ".data/" not in "".join(wheel.files())
 

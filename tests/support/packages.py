@@ -60,8 +60,14 @@ class Environment:
 
     def install(self, *what: str | Path) -> None:
         """Into this environment by the pip of ours. Local wheels are named by path, so no stranger's can come."""
-        pip = [sys.executable, "-m", "pip", "--python", str(self.folder), "install", "--quiet", "--no-warn-conflicts"]
-        done = subprocess.run([*pip, *map(str, what)], capture_output=True, text=True, timeout=110)
+        self._pip("install", "--no-warn-conflicts", *map(str, what))
+
+    def uninstall(self, name: str) -> None:
+        self._pip("uninstall", "--yes", name)
+
+    def _pip(self, command: str, *arguments: str) -> None:
+        pip = [sys.executable, "-m", "pip", "--python", str(self.folder), command, "--quiet", *arguments]
+        done = subprocess.run(pip, capture_output=True, text=True, timeout=110)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def environ(self) -> dict[str, str]:

@@ -1,0 +1,125 @@
+"""Plugins of other people: written outside this repository, built, installed, used. Nothing here knows them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.packages import ROOT, Environment, build
+
+
+@pytest.fixture(scope="module")
+def parrot(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The plugin that docs/PLUGINS.md writes, built from the page's own text and installed."""
+    folder = tmp_path_factory.mktemp("parrot")
+    page = (ROOT / "docs" / "PLUGINS.md").read_text(encoding="utf-8")
+    files = re.findall(r"`([\w/.]+)`:\n\n```\w+\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert [name for name, _ in files] == ["pyproject.toml", "myllm_parrot/__init__.py"]
+    for name, text in files:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    environment.install("--no-deps", build(folder, folder / "dist").path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def echo(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example with one of everything, from a copy outside the repository."""
+    folder = tmp_path_factory.mktemp("echo") / "myllm-echo"
+    shutil.copytree(ROOT / "docs" / "examples" / "myllm-echo", folder)
+    environment.install("--no-deps", build(folder, folder / "dist").path)
+    return folder
+
+
+@contextlib.contextmanager
+def serving(environment: Environment, **settings: str) -> Iterator[str]:
+    """A server on a free port; its address."""
+    command = [environment.folder / "bin" / "myllm", "serve", "--port", "0"]
+    process = subprocess.Popen(
+        command, env=environment.environ() | settings, cwd=environment.home, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    with process, process.stdout as output:
+        try:
+            said: list[str] = []
+            for line in output:
+                said.append(line)
+                if address := re.search(r"http://127\.0\.0\.1:\d+", line):
+                    yield address[0]
+                    break
+            else:
+                pytest.fail("the server said no address:\n" + "".join(said))
+        finally:
+            process.terminate()
+            output.read()
+
+
+def post(address: str, body: dict[str, object]) -> dict[str, object]:
+    data = json.dumps(body | {"stream": False}).encode()
+    request = urllib.request.Request(f"{address}/api/chat", data, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return dict(json.load(answer))
+
+
+def test_the_engine_of_the_page_is_short(parrot: Path) -> None:
+    text = (parrot / "myllm_parrot" / "__init__.py").read_text()
+    engine = re.search(r"^class ParrotEngine.*?(?=^class )", text, re.MULTILINE | re.DOTALL)
+    assert engine and len(engine[0].splitlines()) < 60
+
+
+def test_the_plugin_of_the_page_is_used_by_the_command_line(environment: Environment, parrot: Path) -> None:
+    plugins = {plugin["name"]: plugin for plugin in json.loads(environment.run("myllm", "plugins", "--json").stdout)}
+    assert plugins["parrot"]["status"] == "ok"
+    environment.run("myllm", "pull", "polly")
+    assert "polly" in environment.run("myllm", "list").stdout
+    assert environment.run("myllm", "run", "polly", "Hello  there, bird").stdout.rstrip("\n") == "Hello  there, bird"
+    environment.run("myllm", "pull", "parrot:jacko")
+    assert environment.run("myllm", "run", "jacko", "hi").stdout.rstrip("\n") == "hi"
+
+
+def test_the_plugin_of_the_page_is_used_by_the_server(environment: Environment, parrot: Path) -> None:
+    environment.run("myllm", "pull", "polly")
+    with serving(environment) as address:
+        answer = post(address, {"model": "polly", "messages": [{"role": "user", "content": "one two"}]})
+    assert answer["message"] == {"role": "assistant", "content": "one two"}
+    assert answer["usage"]["completion_tokens"] == 2  # type: ignore[index]
+
+
+def test_a_command_and_a_catalogue_name_of_a_plugin_are_there(environment: Environment, echo: Path) -> None:
+    assert re.search(r"^ +shout\b", environment.run("myllm", "--help").stdout, re.MULTILINE)
+    assert environment.run("myllm", "shout", "hello").stdout == "HELLO\n"
+    assert re.search(r"^echo\b", environment.run("myllm", "pull", "--list").stdout, re.MULTILINE)
+
+
+def test_a_session_store_and_a_route_of_a_plugin_are_used_by_the_server(
+    environment: Environment, echo: Path, tmp_path: Path
+) -> None:
+    environment.run("myllm", "pull", "echo")
+    with serving(environment, MYLLM_SESSION_STORE="memory", MYLLM_DATA_DIR=str(tmp_path)) as address:
+        say = {"role": "user", "content": "remember me"}
+        first = post(address, {"model": "echo", "messages": [say], "session_id": "s1"})
+        post(address, {"model": "echo", "messages": [say], "session_id": "s1"})
+        assert first["session_id"] == "s1"
+        with urllib.request.urlopen(f"{address}/api/sessions/s1", timeout=30) as answer:
+            assert len(json.load(answer)["messages"]) == 4
+        with urllib.request.urlopen(f"{address}/echo/ping", timeout=30) as answer:
+            assert json.load(answer) == {"ping": "pong"}
+    assert not list(tmp_path.glob("*.db*")), "nothing was written by the store that wasn't chosen"
+
+
+def test_a_plugin_that_is_removed_is_gone_and_what_it_ran_says_so(environment: Environment, parrot: Path) -> None:
+    environment.run("myllm", "pull", "polly")
+    environment.uninstall("myllm-parrot")
+    assert "parrot" not in environment.run("myllm", "plugins").stdout
+    assert "polly" in environment.run("myllm", "list").stdout
+    done = environment.run("myllm", "run", "polly", "hi", check=False)
+    assert done.returncode == 7
+    assert "parrot" in done.stderr and "Traceback" not in done.stderr
