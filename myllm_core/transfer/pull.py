@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -32,8 +33,9 @@ from myllm_core.transfer.install import Description, install
 from myllm_core.transfer.partial import bytes_kept, partial_key, sweep
 from myllm_core.transfer.sink import PullProgress, check_space
 from myllm_core.transfer.sources import checked_pin, find_entry, pinned, resolve
+from myllm_core.transfer.urls import mask_url
 
-__all__ = ["PullProgress", "pull"]
+__all__ = ["PullProgress", "find_entry", "pull"]
 
 _PATIENCE = 10.0
 
@@ -61,7 +63,7 @@ def pull(
     ``StorageError``, ``PluginError``.
     """
     downloaders = plugins.downloaders()
-    parsed = parse_reference(reference, frozenset(downloaders))
+    parsed = _parse(reference, frozenset(downloaders))
     entry = None if parsed.scheme else find_entry(plugins.catalog(), parsed.rest)
     wanted = model_name(name) if name else model_name(entry.name) if entry else None
     pin = checked_pin(sha256)
@@ -73,6 +75,15 @@ def pull(
         raise _unknown(parsed, plugins.catalog(), store)
     sources = entry.sources if entry else (Source(reference),)
     return job.from_first(sources, patience)
+
+
+def _parse(reference: str, schemes: frozenset[str]) -> Reference:
+    try:
+        return parse_reference(reference, schemes)
+    except InvalidReference as error:
+        if reference.isprintable() and os.path.exists(reference):
+            raise InvalidReference(f"to pull the file {reference}, write ./{reference}") from None
+        raise error
 
 
 def _unknown(parsed: Reference, catalog: Sequence[CatalogEntry], store: ModelStore) -> MyllmError:
@@ -139,8 +150,8 @@ class _Job:
             except MyllmError as error:
                 failed.append((source, error))
                 if not last:
-                    self.progress.message(f"{source.reference} didn't work: {error.message}")
-                    self.progress.message(f"trying {sources[number + 1].reference}")
+                    self.progress.message(f"{mask_url(source.reference)} didn't work: {error.message}")
+                    self.progress.message(f"trying {mask_url(sources[number + 1].reference)}")
         raise self._none_worked(failed)
 
     def _none_worked(self, failed: Sequence[tuple[Source, MyllmError]]) -> MyllmError:
@@ -150,7 +161,7 @@ class _Job:
             return failed[0][1]
         errors = [error for _, error in failed]
         worst = next((e for kind in (IntegrityError, NetworkError) for e in errors if isinstance(e, kind)), errors[0])
-        reasons = "; ".join(f"{source.reference}: {error.message}" for source, error in failed)
+        reasons = "; ".join(f"{mask_url(source.reference)}: {error.message}" for source, error in failed)
         return type(worst)(f"no source of {self.wanted} worked. {reasons}", **worst.data)
 
     def _from(self, source: Source, patience: float | None) -> Model:
