@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from support.packages import PROJECTS, Environment, Wheel, build
 
 
