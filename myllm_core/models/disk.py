@@ -22,6 +22,7 @@ _CAUSES = {
     errno.EROFS: "the disk is read-only; choose another folder with --models-dir",
     errno.ENOTDIR: "a file is where a folder should be; choose another folder with --models-dir",
     errno.EEXIST: "a file is where a folder should be; choose another folder with --models-dir",
+    errno.EISDIR: "a folder is where a file should be; remove it and try again",
     errno.ENAMETOOLONG: "the path is too long; choose a shorter one with --models-dir",
 }
 

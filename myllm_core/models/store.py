@@ -116,7 +116,7 @@ class ModelStore:
         Raises ``StorageError``.
         """
         folder = self._folder(name)
-        if folder.is_symlink():
+        if os.path.islink(folder):
             raise StorageError(f"{folder} is a symbolic link; remove it first: myllm remove {model_name(name)}")
         staged = folder / f"r-{secrets.token_hex(6)}"
         with storage_errors(f"use the models directory {self.models_dir}"):
@@ -148,13 +148,12 @@ class ModelStore:
         return self.models_dir / model_name(name).replace(":", "@")
 
     def _folders(self) -> list[Path]:
-        try:
-            with os.scandir(self.models_dir) as entries:
-                found = [e.name for e in entries if not e.name.startswith(".") and (e.is_dir() or e.is_symlink())]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except OSError as error:
-            raise StorageError(f"can't read the models directory {self.models_dir}: {error.strerror}") from error
+        with storage_errors(f"read the models directory {self.models_dir}"):
+            try:
+                with os.scandir(self.models_dir) as entries:
+                    found = [e.name for e in entries if not e.name.startswith(".") and (e.is_dir() or e.is_symlink())]
+            except (FileNotFoundError, NotADirectoryError):
+                return []
         return [self.models_dir / name for name in sorted(found)]
 
     def _resolve(self, name: str, known: Iterable[str] = (), unfinished: bool = False) -> str:
@@ -176,7 +175,7 @@ class ModelStore:
         name = _name_of(folder)
         if name is None:
             raise IntegrityError("no folder that myllm made: its name isn't base@tag")
-        if folder.is_symlink():
+        if os.path.islink(folder):
             raise IntegrityError("it is a symbolic link, which is not followed")
         manifest = read_manifest(folder / MANIFEST)
         if manifest.name != name:
@@ -187,7 +186,7 @@ class ModelStore:
     def _scan(self) -> tuple[list[Model], list[tuple[str, str]]]:
         models: list[Model] = []
         broken: list[tuple[str, str]] = []
-        if self.models_dir.exists() and not self.models_dir.is_dir():
+        if os.path.exists(self.models_dir) and not os.path.isdir(self.models_dir):
             broken.append((self.models_dir.name, f"{self.models_dir} is a file, not a folder; choose --models-dir"))
         for folder in self._folders():
             try:
@@ -199,7 +198,7 @@ class ModelStore:
 
     def _being_pulled(self, folder: Path) -> bool:
         name = _name_of(folder)
-        if name is None or folder.is_symlink() or (folder / MANIFEST).exists():
+        if name is None or os.path.islink(folder) or os.path.lexists(folder / MANIFEST):
             return False
         try:
             with self.lock(name, timeout=0):
@@ -212,7 +211,7 @@ class ModelStore:
 
 def _is_there(folder: Path, unfinished: bool) -> bool:
     """Whether there is a model, damaged or not; one that was never pulled to the end counts when ``unfinished``."""
-    return folder.is_symlink() or os.path.lexists(folder if unfinished else folder / MANIFEST)
+    return os.path.islink(folder) or os.path.lexists(folder if unfinished else folder / MANIFEST)
 
 
 def _name_of(folder: Path) -> str | None:
@@ -275,9 +274,9 @@ def _collect(folder: Path, kept: set[str], replaced: set[str]) -> None:
 def _delete_model(folder: Path) -> None:
     import shutil
 
-    if folder.is_symlink() or not folder.is_dir():
+    if os.path.islink(folder) or not os.path.isdir(folder):
         folder.unlink()
         return
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, IsADirectoryError):
         (folder / MANIFEST).unlink()  # first, so that a half-deleted model is never taken for a whole one
     shutil.rmtree(folder)
