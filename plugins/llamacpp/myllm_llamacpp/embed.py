@@ -1,0 +1,142 @@
+"""Embeddings: texts in, one vector of length 1 each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from myllm_core import Embeddings
+from myllm_core.errors import ContextLengthError, EngineError, InvalidRequest, UnsupportedError
+from myllm_llamacpp.context import Context, ContextSize, Floats, Ints, as_tokens
+from myllm_llamacpp.model import POOLING, Model
+from myllm_llamacpp.options import LoadSettings
+
+_SEQUENCES = 32
+_LEAST_CONTEXT = 512
+
+
+class Embedder:
+    """Makes embeddings in a context of its own, allocated at the first use and again when an input is longer.
+
+    Causal models (Qwen3-Embedding, or any chat model) read long inputs in chunks and are pooled here, so that memory
+    doesn't grow with the input; the others (BERT) must see an input at once and are pooled by llama.cpp. Pooling is
+    what the model's file says, the mean when it says nothing.
+    """
+
+    def __init__(self, model: Model, settings: LoadSettings, limit: int) -> None:
+        """Prepare for inputs of up to ``limit`` tokens."""
+        self._model = model
+        self._settings = settings
+        self._limit = limit
+        self._pooling = "mean" if model.pooling == "none" else model.pooling
+        self._context: Context | None = None
+        self._chunked: bool | None = None
+
+    def embed(self, inputs: Sequence[str]) -> Embeddings:
+        """One vector per input. Raises ``ContextLengthError``, ``InvalidRequest``, ``UnsupportedError``."""
+        if self._pooling == "rank":
+            raise UnsupportedError("this model ranks texts and makes no embeddings; use an embedding model")
+        tokens = [self._tokens(number, text) for number, text in enumerate(inputs)]
+        if not tokens:
+            return Embeddings([])
+        context = self._context_for(max(map(len, tokens)))
+        vectors: list[list[float]] = []
+        for group in _groups(tokens, context.batch.rows):
+            try:
+                found = self._read_chunks(context, group) if self._chunked else self._read_whole(context, group)
+            finally:
+                context.clear()
+            vectors += map(_normalised, found)
+        return Embeddings(vectors, sum(map(len, tokens)))
+
+    def _tokens(self, number: int, text: str) -> Ints:
+        tokens = self._model.tokenize_whole(text)
+        if not tokens:
+            raise InvalidRequest(f"input {number} is empty; send some text")
+        if len(tokens) > self._limit:
+            raise ContextLengthError(
+                f"input {number} has {len(tokens)} tokens, the model takes {self._limit}; send it in parts",
+                prompt_tokens=len(tokens),
+                context_size=self._limit,
+            )
+        return as_tokens(tokens)
+
+    def _context_for(self, longest: int) -> Context:
+        if self._context is not None and longest <= self._context.tokens:
+            return self._context
+        self.close()
+        tokens = max(_LEAST_CONTEXT, 1 << (longest - 1).bit_length())
+        if self._chunked is not False:
+            self._context = self._make(tokens, min(tokens, max(self._settings.n_batch, _SEQUENCES)), "none")
+            self._chunked = self._context.memory is not None and self._context.is_causal
+        if not self._chunked:
+            self.close()
+            self._context = self._make(tokens, tokens, self._pooling)
+        assert self._context is not None
+        return self._context
+
+    def _make(self, tokens: int, batch: int, pooling: str) -> Context:
+        number = next(number for number, name in POOLING.items() if name == pooling)
+        return Context(self._model, ContextSize(tokens, batch, _SEQUENCES, True, number), self._settings)
+
+    def _read_whole(self, context: Context, group: list[Ints]) -> list[Floats]:
+        context.batch.clear()
+        for sequence, tokens in enumerate(group):
+            context.batch.add(tokens, 0, sequence, "all")
+        _decode(context)
+        return [context.pooled_embedding(sequence) for sequence in range(len(group))]
+
+    def _read_chunks(self, context: Context, group: list[Ints]) -> list[Floats]:
+        """Several short inputs in one batch, or one long one in several."""
+        found: list[Floats | None] = [None] * len(group)
+        for start in range(0, max(map(len, group)), context.batch.rows):
+            context.batch.clear()
+            ends = [0]
+            for sequence, tokens in enumerate(group):
+                ends.append(1 + context.batch.add(tokens[start : start + context.batch.rows], start, sequence, "all"))
+            _decode(context)
+            rows = context.embeddings()
+            for sequence, (begin, end) in enumerate(zip(ends, ends[1:], strict=False)):
+                found[sequence] = self._pool(found[sequence], rows[begin:end])
+        return [vector for vector in found if vector is not None]
+
+    def _pool(self, before: Floats | None, rows: Floats) -> Floats:
+        """Take further token embeddings of an input in; a mean is kept as a sum, since only its direction counts."""
+        if self._pooling == "last":
+            return np.array(rows[-1])
+        if self._pooling == "cls":
+            return np.array(rows[0]) if before is None else before
+        total: Floats = rows.sum(axis=0)
+        return total if before is None else before + total
+
+    def close(self) -> None:
+        """Free the context."""
+        if self._context is not None:
+            self._context.close()
+            self._context = None
+
+
+def _groups(inputs: list[Ints], rows: int) -> Iterator[list[Ints]]:
+    """Neighbours that fit a batch together; a longer input stays alone."""
+    group: list[Ints] = []
+    for tokens in inputs:
+        if group and (len(group) == _SEQUENCES or sum(map(len, group)) + len(tokens) > rows):
+            yield group
+            group = []
+        group.append(tokens)
+    yield group
+
+
+def _decode(context: Context) -> None:
+    code = context.decode()
+    if code != 0:
+        raise EngineError(f"llama.cpp couldn't make the embeddings (code {code}); send fewer or shorter inputs")
+
+
+def _normalised(vector: Floats) -> list[float]:
+    length = float(np.linalg.norm(vector))
+    if not np.isfinite(length):
+        raise EngineError("the model's output isn't a number; its file may be damaged: pull it again")
+    scaled: list[float] = (vector / (length or 1.0)).tolist()
+    return scaled

@@ -1,0 +1,208 @@
+"""The engine ``llamacpp``: GGUF files on llama.cpp. Nothing heavy is imported before ``load``."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+from contextlib import ExitStack
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from myllm_core import Embeddings, MemoryEstimate, Model, ModelFacts, Sequence, Support, TokenEngine, TokenOut
+from myllm_core.engine import LoadProgress
+from myllm_core.errors import EngineError, EngineMissing, UnsupportedError
+from myllm_core.types import Sampling
+from myllm_llamacpp.options import LOAD_OPTIONS, LoadSettings, parse_load_options
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from myllm_llamacpp.context import Context
+    from myllm_llamacpp.model import Model as LlamaModel
+    from myllm_llamacpp.scheduler import Scheduler, Stats
+
+_INSTALL = 'pip install "myllm[llamacpp]"'
+_WEIGHTS_PROGRESS = 0.95
+"""The share of loading that reading the weights is; the rest makes and warms the context."""
+
+
+class LlamaCppEngine(TokenEngine):
+    """A GGUF model on llama.cpp: several sequences in one batch, cached prefixes, embeddings."""
+
+    name = "llamacpp"
+    formats = frozenset({"gguf"})
+    load_options = LOAD_OPTIONS
+    sampling: ClassVar[frozenset[str]] = frozenset(field.name for field in fields(Sampling))
+
+    def __init__(self, model: LlamaModel, context: Context | None, settings: LoadSettings) -> None:
+        """Put the loaded parts together; ``load`` makes them. Without a context the model only makes embeddings."""
+        from myllm_llamacpp.embed import Embedder
+
+        self._model = model
+        self._context = context
+        self._scheduler: Scheduler | None = None
+        self._facts = _facts(model, context, settings)
+        self._embedder = Embedder(model, settings, self._facts.context_size)
+        self.max_sequences = settings.n_parallel
+        if context is not None:
+            self._scheduler = _scheduler(model, context, settings, self._facts.context_size)
+
+    @classmethod
+    def probe(cls, model: Model) -> Support:
+        """A GGUF file is what llama.cpp is made for, whether it is installed or not."""
+        if model.format not in cls.formats:
+            return Support(0, f"llama.cpp loads gguf files, not {model.format}")
+        if importlib.util.find_spec("llama_cpp") is None:
+            reason = "llama.cpp isn't installed; where there is no prebuilt wheel, installing compiles it for minutes"
+            return Support(100, reason, missing="llama-cpp-python", install=_INSTALL)
+        return Support(100, "made for gguf files")
+
+    @classmethod
+    def estimate(cls, model: Model, options: Mapping[str, Any]) -> MemoryEstimate:
+        """Weights, KV cache and buffers, from the file's metadata. Raises ``IntegrityError`` for a damaged one."""
+        from myllm_core.models.gguf import read_gguf
+        from myllm_llamacpp import hardware, memory
+
+        settings = parse_load_options(options)
+        shape = memory.shape_of(read_gguf(model.paths[0]))
+        gpu = memory.has_gpu_backend()
+        return memory.estimate(shape, settings, model.manifest.size, hardware.free_memory(), gpu)
+
+    @classmethod
+    def load(cls, model: Model, options: Mapping[str, Any], progress: LoadProgress) -> Self:
+        """Load weights, allocate the context and run it once.
+
+        Raises ``InvalidOption``, ``EngineError`` (``EngineMissing``, ``OutOfMemory``), and ``IntegrityError`` for a
+        file that isn't whole: it is checked before llama.cpp sees it.
+        """
+        from myllm_core.models.gguf import read_gguf
+
+        settings = parse_load_options(options)
+        weights = [path for path in model.paths if path.suffix == ".gguf" and "mmproj" not in path.name.lower()]
+        if not weights:
+            raise EngineError(f"{model.name} has no gguf file; pull it again")
+        headers = [read_gguf(path) for path in weights]
+        kind = headers[0].metadata.get("general.type", "model")
+        if kind != "model":
+            raise EngineError(f"{weights[0].name} is of type {kind}, which can't be run by itself; pull a model")
+        return cls._load(weights, settings, _tokens(headers[0], weights, settings), progress)
+
+    @classmethod
+    def _load(cls, weights: list[Path], settings: LoadSettings, tokens: int, progress: LoadProgress) -> Self:
+        try:
+            from myllm_llamacpp.model import Model as LlamaModel
+        except (ImportError, RuntimeError) as error:
+            raise EngineMissing(f"llama.cpp can't be used here: {error}; try: {_INSTALL}") from error
+        with ExitStack() as undo:
+            loaded = LlamaModel(weights, settings, lambda fraction: progress(fraction * _WEIGHTS_PROGRESS))
+            undo.callback(loaded.close)
+            context = _context(loaded, settings, tokens)
+            if context is not None:
+                undo.callback(context.close)
+            engine = cls(loaded, context, settings)
+            progress(1.0)
+            undo.pop_all()
+        return engine
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What is true of the loaded model."""
+        return self._facts
+
+    @property
+    def stats(self) -> Stats:
+        """Counters since loading: steps, tokens, seconds in llama.cpp and around it."""
+        return self._running.stats
+
+    @property
+    def _running(self) -> Scheduler:
+        if self._scheduler is None:
+            raise UnsupportedError("this model makes embeddings and can't write text; use a chat model")
+        return self._scheduler
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        """Token ids of a piece of a prompt; see ``model.Model.tokenize`` for SentencePiece's leading space."""
+        return self._model.tokenize(text, special)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for; empty for control tokens."""
+        return self._model.piece(token)
+
+    def add(self, sequence: Sequence) -> None:
+        """Take a sequence on. Raises ``UnsupportedError`` for a model that only makes embeddings."""
+        self._running.add(sequence)
+
+    def cancel(self, sequence_id: int) -> None:
+        """Drop a sequence; what it has read stays cached for prompts that begin the same."""
+        if self._scheduler is not None:
+            self._scheduler.cancel(sequence_id)
+
+    def step(self) -> list[TokenOut]:
+        """One forward pass over every running sequence, with a chunk of the prompts that are still being read."""
+        return self._running.step()
+
+    def embed(self, inputs: Seq[str]) -> Embeddings:
+        """One vector of length 1 per input. Raises ``ContextLengthError``, ``InvalidRequest``."""
+        return self._embedder.embed(inputs)
+
+    def close(self) -> None:
+        """Free contexts and weights."""
+        self._embedder.close()
+        if self._scheduler is not None:
+            self._scheduler.close()
+        if self._context is not None:
+            self._context.close()
+        self._model.close()
+
+
+def _tokens(header: Any, weights: list[Path], settings: LoadSettings) -> int:
+    from myllm_llamacpp import hardware, memory
+
+    size = sum(path.stat().st_size for path in weights)
+    return memory.shape_of(header).context(settings, size, hardware.free_memory())
+
+
+def _context(model: LlamaModel, settings: LoadSettings, tokens: int) -> Context | None:
+    """The context that text is written in; None for a model that only makes embeddings."""
+    from myllm_llamacpp.context import Context, ContextSize
+
+    if model.has_encoder or model.is_diffusion:
+        raise EngineError("this engine runs models that write one token after the other; take another model")
+    if model.pooling != "none":
+        return None
+    context = Context(model, ContextSize(tokens, settings.n_batch, settings.n_parallel), settings)
+    if context.memory is not None:
+        return context
+    context.close()
+    return None
+
+
+def _scheduler(model: LlamaModel, context: Context, settings: LoadSettings, context_size: int) -> Scheduler:
+    from myllm_llamacpp.pace import Pace
+    from myllm_llamacpp.scheduler import Scheduler
+    from myllm_llamacpp.slots import Slots
+
+    can_cut = context.warm_up()
+    window = 0 if settings.swa_full else model.sliding_window
+    slots = Slots(context, can_cut=can_cut, shared=settings.kv_unified, window=window)
+    return Scheduler(context, slots, Pace(context.batch.rows), context_size, settings.kv_unified)
+
+
+def _facts(model: LlamaModel, context: Context | None, settings: LoadSettings) -> ModelFacts:
+    trained = model.trained_context
+    limits = [trained, settings.n_ctx if settings.kv_unified else 0, context.tokens_per_sequence if context else 0]
+    writes = {"chat", "complete", "logprobs"} if context else set()
+    return ModelFacts(
+        context_size=min(limit for limit in limits if limit),
+        trained_context=trained,
+        vocab_size=model.vocab_size,
+        chat_template=model.chat_template,
+        bos_token=model.bos if model.adds_bos else None,
+        bos_text=model.text(model.bos),
+        eos_text=model.text(model.eos),
+        eos_tokens=model.end_tokens(),
+        special_tokens=model.control_texts(),
+        added_tokens=model.added_texts(),
+        capabilities=frozenset(writes if model.pooling == "rank" else writes | {"embed"}),
+    )

@@ -1,0 +1,82 @@
+"""The options of ``LlamaCppEngine.load``: strict, with ranges, and named as llama.cpp names them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from myllm_core import LoadOption
+from myllm_core.errors import InvalidOption
+
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+
+MAX_SEQUENCES = 256
+"""``LLAMA_MAX_SEQ``: llama.cpp ends the process when a sequence id is larger."""
+
+_TOO_BIG = 2**24
+_LEAST_CONTEXT = 128
+
+
+class LoadSettings(BaseModel):
+    """How a model is loaded. 0 and ``auto`` mean: what fits this machine and model."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    n_ctx: int = Field(
+        0, ge=0, le=_TOO_BIG, description="tokens that all sequences hold together; 0 chooses by model and memory"
+    )
+    n_parallel: int = Field(8, ge=1, le=MAX_SEQUENCES, description="how many sequences run at the same time")
+    n_batch: int = Field(512, ge=1, le=2**16, description="most tokens in one forward pass")
+    n_threads: int = Field(0, ge=0, le=512, description="processor threads; 0 takes the physical cores that are free")
+    n_gpu_layers: int = Field(
+        -1, ge=-1, le=2**16, description="layers kept on the GPU, when llama.cpp was built for one; -1 is all"
+    )
+    flash_attn: Literal["auto", "on", "off"] = Field("auto", description="flash attention: auto, on or off")
+    type_k: CacheType = Field("f16", description="how cached keys are stored, such as f16 or q8_0")
+    type_v: CacheType = Field("f16", description="how cached values are stored; quantized ones need flash attention")
+    kv_unified: bool = Field(
+        True, description="one cache for all sequences, so that each may be long and prefixes are shared"
+    )
+    swa_full: bool = Field(
+        False, description="keep all of a sliding-window model's cache: more memory, more reuse of prefixes"
+    )
+    use_mmap: bool = Field(True, description="map the file into memory instead of reading it")
+    use_mlock: bool = Field(False, description="keep the model from being swapped out")
+
+    @model_validator(mode="after")
+    def _agree(self) -> LoadSettings:
+        least = max(_LEAST_CONTEXT, self.n_parallel)
+        if self.n_ctx and self.n_ctx < least:
+            raise ValueError(f"n_ctx {self.n_ctx} is too small; set 0 (automatic) or at least {least}")
+        if self.n_batch < self.n_parallel:
+            raise ValueError(f"n_batch {self.n_batch} must not be below n_parallel {self.n_parallel}")
+        if self.flash_attn == "off" and self.type_v not in ("f32", "f16", "bf16"):
+            raise ValueError(f"type_v {self.type_v} needs flash attention; set flash_attn to auto or on")
+        return self
+
+
+def parse_load_options(given: Mapping[str, Any]) -> LoadSettings:
+    """Validate load options. Raises ``InvalidOption`` that names the option, what is wrong, and the known ones."""
+    try:
+        return LoadSettings.model_validate(dict(given))
+    except ValidationError as error:
+        raise InvalidOption(_message(error)) from None
+
+
+def _message(error: ValidationError) -> str:
+    first = error.errors()[0]
+    if first["type"] == "value_error":
+        return f"load options: {first['ctx']['error']}"
+    name = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        return f"unknown load option {name[:60]}; known: {', '.join(LoadSettings.model_fields)}"
+    return f"load option {name}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+LOAD_OPTIONS = tuple(
+    LoadOption(name, field.default, field.description or "", type(field.default))
+    for name, field in LoadSettings.model_fields.items()
+)
+"""What ``Engine.load_options`` says, made from ``LoadSettings``."""

@@ -1,0 +1,266 @@
+"""Continuous batching: which tokens of which sequences go through the model in each step."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from time import perf_counter
+from typing import Any
+
+from myllm_core.engine import Sequence, TokenOut
+from myllm_core.errors import ContextLengthError, EngineError, InvalidRequest, MyllmError
+from myllm_llamacpp.context import Context, as_tokens
+from myllm_llamacpp.pace import Pace
+from myllm_llamacpp.sampler import Sampler, log_probabilities
+from myllm_llamacpp.slots import History, Slot, Slots
+
+_RESERVE = 64
+"""Tokens that each sequence is expected to write before another one may be admitted beside it."""
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters since loading; seconds of ``step`` include those of ``decode``."""
+
+    steps: int = 0
+    decode_seconds: float = 0.0
+    step_seconds: float = 0.0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    evictions: int = 0
+    preemptions: int = 0
+
+    @property
+    def overhead(self) -> float:
+        """The share of a step's time that isn't llama.cpp's forward pass."""
+        return 1 - self.decode_seconds / self.step_seconds if self.step_seconds else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The counters and the overhead as JSON values."""
+        return asdict(self) | {"overhead": self.overhead}
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """A sequence at work. What isn't cached of its history is still to be read: a prompt, or its newest token."""
+
+    request: Sequence
+    history: History
+    sampler: Sampler
+    slot: Slot | None = None
+    cached_tokens: int = 0
+    written: int = 0
+
+    @property
+    def pending(self) -> int:
+        """Tokens still to be read before the next one can be chosen."""
+        return self.history.length - (self.slot.cached if self.slot else 0)
+
+    @property
+    def room(self) -> int:
+        """Cache cells that it needs soon."""
+        return self.history.length + max(0, min(self.request.max_tokens - self.written, _RESERVE))
+
+
+Plan = list[tuple[Run, int]]
+"""Runs, and how many pending tokens of each go into the batch."""
+
+
+@dataclass(slots=True)
+class Scheduler:
+    """Runs sequences side by side in one context.
+
+    Each step reads the newest token of every writing sequence, then prompt tokens in fair shares, as many as ``pace``
+    allows. Admission is first come, first served, as long as the cache has room. When the cache is full after all,
+    resident prefixes go first; then the newest sequence is set back: it keeps what it has written, waits, and reads
+    everything again. So the oldest sequence always gets on.
+    """
+
+    context: Context
+    slots: Slots
+    pace: Pace
+    context_size: int
+    unified: bool
+    stats: Stats = field(default_factory=Stats)
+    _runs: dict[int, Run] = field(default_factory=dict)
+    _running: list[Run] = field(default_factory=list)
+    _waiting: deque[Run] = field(default_factory=deque)
+    _failed: list[TokenOut] = field(default_factory=list)
+
+    def add(self, request: Sequence) -> None:
+        """Take a sequence on; one that can't be run fails at the next step."""
+        if request.id in self._runs:
+            raise InvalidRequest(f"a sequence {request.id} is running already")
+        error = self._refusal(request)
+        if error is not None:
+            self._failed.append(TokenOut(request.id, -1, error=error))
+            return
+        history = History(as_tokens(request.tokens))
+        sampler = Sampler(request.sampling, self.context.vocab_size, self.context_size, request.tokens)
+        run = self._runs[request.id] = Run(request, history, sampler)
+        self._waiting.append(run)
+
+    def _refusal(self, request: Sequence) -> MyllmError | None:
+        count = len(request.tokens)
+        if count > self.context_size:
+            return self._too_long(count)
+        if not count:
+            return InvalidRequest("the prompt is empty; send some text")
+        if min(request.tokens) < 0 or max(request.tokens) >= self.context.vocab_size:
+            return InvalidRequest("the prompt has a token id that isn't in the model's vocabulary")
+        return None
+
+    def _too_long(self, count: int) -> ContextLengthError:
+        return ContextLengthError(
+            f"{count} tokens don't fit the context of {self.context_size}; shorten the conversation or load the "
+            "model with a larger n_ctx",
+            prompt_tokens=count,
+            context_size=self.context_size,
+        )
+
+    def cancel(self, sequence_id: int) -> None:
+        """Drop a sequence; unknown ids are ignored. What it has read stays cached for the next one."""
+        self._failed = [out for out in self._failed if out.sequence_id != sequence_id]
+        run = self._runs.pop(sequence_id, None)
+        if run is None:
+            return
+        run.sampler.close()
+        if run.slot is None:
+            self._waiting.remove(run)
+            return
+        self._running.remove(run)
+        self.slots.release(run.slot)
+
+    def step(self) -> list[TokenOut]:
+        """One forward pass; the tokens that it brought, and the sequences that failed."""
+        begin = perf_counter()
+        self._admit()
+        self._retire()
+        plan = self._run_batch(self._plan())
+        written = [out for run, row in plan if (out := self._write(run, row)) is not None]
+        outs, self._failed = self._failed + written, []
+        self.stats.step_seconds += perf_counter() - begin
+        return outs
+
+    def _admit(self) -> None:
+        while self._waiting:
+            run = self._waiting[0]
+            if self._running and self.unified and not self._fits(run):
+                return
+            self._waiting.popleft()
+            run.slot = self.slots.claim(run.history)
+            self._running.append(run)
+            self.stats.cached_tokens += run.slot.cached
+            if not run.written:
+                run.cached_tokens = run.slot.cached
+
+    def _fits(self, run: Run) -> bool:
+        used = sum(other.room - _slot(other).shared for other in self._running)
+        return used + run.room - self.slots.shareable(run.history) <= self.context.tokens
+
+    def _retire(self) -> None:
+        for run in [run for run in self._running if run.history.length > self.context_size]:
+            self._fail(run, self._too_long(run.history.length))
+
+    def _plan(self) -> Plan:
+        plan = [(run, 1) for run in self._running if run.pending == 1]
+        reading = sorted((run for run in self._running if run.pending > 1), key=lambda run: run.pending)
+        budget = min(self.pace.chunk(len(plan)), self.context.batch.rows - len(plan)) if reading else 0
+        for left, run in zip(range(len(reading), 0, -1), reading, strict=True):
+            share = min(run.pending, -(-budget // left))
+            if share:
+                plan.append((run, share))
+                budget -= share
+        return plan
+
+    def _run_batch(self, plan: Plan) -> list[tuple[Run, int]]:
+        """Read the planned tokens; give the runs that can write now, with their row of the batch."""
+        while plan:
+            rows = self._fill(plan)
+            begin = perf_counter()
+            code = self.context.decode()
+            seconds = perf_counter() - begin
+            self.stats.decode_seconds += seconds
+            if code == 0:
+                return self._commit(plan, rows, seconds)
+            if code == 1:
+                plan = self._make_room(plan)
+                continue
+            for run, _ in plan:
+                self.slots.forget(_slot(run))  # a part of the batch may be in the cache
+                self._fail(run, EngineError(f"llama.cpp failed at this batch (code {code}); try again"))
+            return []
+        return []
+
+    def _fill(self, plan: Plan) -> list[int]:
+        batch = self.context.batch
+        batch.clear()
+        rows = []
+        for run, share in plan:
+            slot = _slot(run)
+            tokens = run.history.slice(slot.cached, slot.cached + share)
+            rows.append(batch.add(tokens, slot.cached, slot.id, "last" if share == run.pending else "none"))
+        return rows
+
+    def _commit(self, plan: Plan, rows: list[int], seconds: float) -> list[tuple[Run, int]]:
+        streams = sum(1 for run, _ in plan if run.written and run.pending == 1)
+        read = len(self.context.batch) - streams
+        self.pace.measured(streams, read, seconds)
+        self.stats.steps += 1
+        self.stats.prompt_tokens += read
+        for run, share in plan:
+            _slot(run).cached += share
+        return [(run, row) for (run, _), row in zip(plan, rows, strict=True) if not run.pending]
+
+    def _make_room(self, plan: Plan) -> Plan:
+        """The cache is full: give up resident prefixes, then the newest run, then large shares, then the last run."""
+        if self.slots.evict():
+            self.stats.evictions += 1
+            return plan
+        if len(self._running) > 1:
+            newest = self._running[-1]
+            self._set_back(newest)
+            return [(run, share) for run, share in plan if run is not newest]
+        run, share = plan[0]
+        if share > 1:
+            return [(run, share // 2)]
+        self._fail(run, EngineError("the KV cache is full; load the model with a larger n_ctx"))
+        return []
+
+    def _set_back(self, run: Run) -> None:
+        slot = _slot(run)
+        self.slots.forget(slot)
+        self.slots.release(slot)
+        run.slot = None
+        self._running.remove(run)
+        self._waiting.appendleft(run)
+        self.stats.preemptions += 1
+
+    def _write(self, run: Run, row: int) -> TokenOut | None:
+        try:
+            token = run.sampler.choose(self.context, row)
+        except EngineError as error:
+            self._fail(run, error)
+            return None
+        out = TokenOut(run.request.id, token, run.cached_tokens)
+        if run.request.logprobs is not None:
+            out.logprob, out.top = log_probabilities(self.context.logits(row), token, run.request.logprobs)
+        run.history.append(token)
+        run.written += 1
+        self.stats.generated_tokens += 1
+        return out
+
+    def _fail(self, run: Run, error: MyllmError) -> None:
+        self.cancel(run.request.id)
+        self._failed.append(TokenOut(run.request.id, -1, error=error))
+
+    def close(self) -> None:
+        """Drop all sequences."""
+        for sequence_id in list(self._runs):
+            self.cancel(sequence_id)
+
+
+def _slot(run: Run) -> Slot:
+    assert run.slot is not None, "only running sequences are planned"
+    return run.slot
