@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
+from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from starlette.responses import Response
 
@@ -17,7 +18,7 @@ from myllm_core.runtime.runtime import Runtime
 from myllm_core.settings import Settings
 from myllm_server import examples, models, native, sessions
 from myllm_server.body import BodyReader
-from myllm_server.errors import HANDLED, answer_error, json_response
+from myllm_server.errors import HANDLED, answer_error, json_bytes, json_response
 from myllm_server.gate import Gate, GateKeeper
 from myllm_server.guard import Guard, check_origins
 from myllm_server.log import RequestLog
@@ -85,6 +86,7 @@ def _include_plugins(app: FastAPI, plugins: Plugins) -> None:
     routers: list[Any] = plugins.routes()
     for router in routers:
         try:
+            json_bytes(get_openapi(title="", version="", routes=router.routes))  # what /docs can't show breaks it
             app.include_router(router)
         except Exception as error:  # noqa: BLE001 - a stranger's router may be anything
             logger.warning("a plugin's routes can't be used: %s: %s", type(error).__name__, error)
