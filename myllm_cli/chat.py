@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from myllm_core.runtime.runtime import Runtime
 
 PROMPT, MORE = "You: ", "...: "
+PROMPT_STYLE = "bold fg:ansicyan"
 BLOCK = '"""'
 LEAVE_HINT = "(press Ctrl+C again, or Ctrl+D, to leave)"
 
@@ -136,12 +137,12 @@ class Chat:
                 return text
 
     async def _read_block(self) -> str:
-        line = await self._input.prompt_async([("bold", PROMPT)])
+        line = await self._input.prompt_async([(PROMPT_STYLE, PROMPT)])
         if not line.lstrip().startswith(BLOCK):
             return line
         text = line.lstrip()[len(BLOCK) :]
         while not text.rstrip().endswith(BLOCK):
-            text += "\n" + await self._input.prompt_async([("bold", MORE)])
+            text += "\n" + await self._input.prompt_async([(PROMPT_STYLE, MORE)])
         return BLOCK + text.rstrip()[: -len(BLOCK)].strip("\n")
 
     async def _handle(self, text: str) -> None:
@@ -187,14 +188,14 @@ class Chat:
         view = self._wishes.look.view()
         try:
             presses = await stoppable(take_reply(events, view, self.model, reply))
+            if presses:
+                say("(stopped)")
         finally:
             self._count(reply)
             print(dim("─" * min(shutil.get_terminal_size().columns - 1, 60), sys.stdout))
-        if presses:
-            say("(stopped)")
-            self._interrupts = presses
-            if presses > 1:
-                raise Leave
+        self._interrupts = presses
+        if presses > 1:
+            raise Leave
 
     def _count(self, reply: Reply) -> None:
         self.last = reply

@@ -77,19 +77,20 @@ def prepare_streams() -> None:
 
 
 class StatusLine:
-    """One line on standard error that changes in place; off a terminal each new stage is a line of its own."""
+    """One line on standard error that changes in place; off a terminal each stage is a line of its own, once."""
 
     def __init__(self) -> None:
         self._fancy = fancy(sys.stderr)
         self._shown = ""
+        self._said: set[str] = set()
 
     def show(self, stage: str, detail: str = "") -> None:
         """Show ``stage``; ``detail`` (such as a percentage) is only for a terminal."""
         text = clean_line(f"{stage} {detail}")
         if not self._fancy:
-            if stage != self._shown:
-                say(stage)
-            self._shown = stage
+            if stage not in self._said:
+                say(clean_line(stage))
+            self._said.add(stage)
         elif text != self._shown:
             width = os.get_terminal_size(2).columns - 1
             print(f"\r\x1b[K\x1b[2m{text[:width]}\x1b[0m", end="", file=sys.stderr, flush=True)
