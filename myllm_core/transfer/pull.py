@@ -169,7 +169,7 @@ class _Job:
         if not parsed.scheme:
             raise InvalidReference(f"{source.reference} is a name, not a source")
         downloader = self.downloaders[parsed.scheme]
-        resolution = pinned(resolve(downloader, parsed, patience), self.pin or source.sha256)
+        resolution = pinned(resolve(downloader, parsed, patience), self.pin or source.sha256.lower())
         name = self.wanted or safe_name(resolution.name)
         with _locked(self.store, name, self.progress):
             there = None if self.force else _installed(self.store, name)
