@@ -17,17 +17,18 @@ import pytest
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def tiny_gguf(architecture: str = "llama") -> bytes:
-    """A whole GGUF file (version 3): three keys and one tensor of 32 float32 zeros."""
+def tiny_gguf(shard: int = 0, shards: int = 1) -> bytes:
+    """A whole GGUF file (version 3) with one tensor of 32 float32 zeros, or one of ``shards`` such files."""
 
     def string(text: str) -> bytes:
         return struct.pack("<Q", len(text)) + text.encode()
 
-    keys = string("general.architecture") + struct.pack("<I", 8) + string(architecture)
-    keys += string(f"{architecture}.context_length") + struct.pack("<II", 4, 2048)
-    keys += string("general.file_type") + struct.pack("<II", 4, 0)
-    tensor = string("token_embd.weight") + struct.pack("<IQIQ", 1, 32, 0, 0)
-    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 3) + keys + tensor
+    keys = [string("general.architecture") + struct.pack("<I", 8) + string("llama")]
+    keys.append(string("llama.context_length") + struct.pack("<II", 4, 2048))
+    if shards > 1:
+        keys += [string(key) + struct.pack("<IH", 2, n) for key, n in (("split.no", shard), ("split.count", shards))]
+    tensor = string(f"blk.{shard}.attn_q.weight") + struct.pack("<IQIQ", 1, 32, 0, 0)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, len(keys)) + b"".join(keys) + tensor
     return head + bytes(-len(head) % 32) + bytes(128)
 
 
@@ -48,12 +49,15 @@ class FakeHub:
 
     commit = COMMIT
     gguf = tiny_gguf()
+    shard = staticmethod(tiny_gguf)
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.tokens: set[str] = set()
         self.failures: list[int] = []
         self.html = False
+        self.breaks_at = ""
+        self.lies: dict[str, bytes] = {}
         self.requests: list[tuple[str, str, str]] = []
         hub = self
 
@@ -92,6 +96,8 @@ class FakeHub:
         self.requests.append((request.command, path, token))
         if path == "/api/agent-harnesses":
             return self._json(request, {"harnesses": {}})
+        if self.breaks_at and path.startswith(self.breaks_at):
+            return self._error(request, 503, "")
         if self.failures:
             return self._error(request, self.failures.pop(0), "")
         if self.html:
@@ -100,7 +106,8 @@ class FakeHub:
             return self._error(request, 401, "", "Invalid credentials in Authorization header")
         if path.startswith("/cdn/"):
             owner, name, file = path.removeprefix("/cdn/").split("/", 2)
-            return self._file(request, self.repos[f"{owner}/{name}"].files[file])
+            repo = f"{owner}/{name}"
+            return self._file(request, self.lies.get(repo, self.repos[repo].files[file]))
         if path.startswith("/api/models/"):
             return self._listing(request, path.removeprefix("/api/models/"), token)
         return self._resolve(request, path, token)

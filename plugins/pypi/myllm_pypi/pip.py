@@ -21,8 +21,8 @@ _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 _KEPT_LINES = 200
 _NOISE = ("Found link", "Skipping link", "Looking up", "No cache entry")
 _UNREACHABLE = re.compile(
-    r"connection broken by|connection error|Max retries exceeded|timed out|TimeoutError|ConnectionError|ConnectionReset|IncompleteRead"
-    r"|ProtocolError|SSLError|CERTIFICATE_VERIFY|confirming the ssl|5\d\d Server Error",
+    r"connection broken by|connection error|Max retries exceeded|timed out|TimeoutError|ConnectionError"
+    r"|ConnectionReset|IncompleteRead|ProtocolError|SSLError|CERTIFICATE_VERIFY|confirming the ssl|5\d\d Server Error",
     re.I,
 )
 _LOGIN = re.compile(r"User for |40[137] Client Error")
