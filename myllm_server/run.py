@@ -102,7 +102,8 @@ async def _serve(settings: Settings, plugins: Plugins, listener: socket.socket) 
     from myllm_core.runtime.runtime import Runtime
     from myllm_server.app import create_app
     from myllm_server.gate import Gate
-    from myllm_server.protocol import GracefulServer, ServerConfig, exit_code
+    from myllm_server.graceful import GracefulServer, exit_code
+    from myllm_server.protocol import ServerConfig
 
     gate = Gate(settings.max_requests)
     async with Runtime(settings, plugins) as runtime:

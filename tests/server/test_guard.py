@@ -8,12 +8,12 @@ import re
 from pathlib import Path
 
 import pytest
-from support.server import Answer, LiveServer, StartServer
 
 import myllm_server
 from myllm_core.errors import ConfigError
 from myllm_core.settings import Settings
 from myllm_server import guard
+from support.server import Answer, LiveServer, StartServer
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE", "MYLLM")
 PATHS = (

@@ -9,6 +9,7 @@ from contextlib import closing
 
 import pytest
 import urllib3
+
 from support.server import LiveServer, StartServer, parse_answer, read_all
 
 GENERATION = {"usage", "finish_reason", "timings", "engine", "model"}

@@ -23,7 +23,8 @@ from myllm_core.runtime.runtime import Runtime
 from myllm_core.settings import Settings
 from myllm_server.app import create_app
 from myllm_server.gate import Gate
-from myllm_server.protocol import GracefulServer, ServerConfig
+from myllm_server.graceful import GracefulServer
+from myllm_server.protocol import ServerConfig
 
 ECHO_BYTES = b"echo\n"
 
