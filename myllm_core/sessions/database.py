@@ -13,6 +13,7 @@ from myllm_core.errors import InvalidRequest, MyllmError, StorageError, StoreErr
 
 APPLICATION_ID = 0x6D794C4D  # "myLM", in the file's header: tells our file from any other SQLite file
 BUSY_TIMEOUT = 5.0
+_MAKE_ROOM = "make room on the disk or give write permission in its folder (reading needs it too), or set data_dir"
 
 # Each item brings a file from the version of its index to the next; `user_version` holds the version. Never edit one
 # that was released: add another.
@@ -100,7 +101,10 @@ class Database:
                 yield connection
                 connection.execute("COMMIT")
             except sqlite3.Error as error:
-                self._drop()
+                if _kind(error) == sqlite3.SQLITE_FULL:
+                    self._undo()  # a new connection might need room; this one can still read
+                else:
+                    self._drop()
                 raise self._explained(error) from error
             except UnicodeEncodeError as error:
                 self._undo()
@@ -112,10 +116,9 @@ class Database:
                 raise
 
     def _undo(self) -> None:
-        if self._connection is None:
-            return
         try:
-            self._connection.execute("ROLLBACK")
+            if self._connection is not None and self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
         except sqlite3.Error:
             self._drop()  # closing rolls back as well
 
@@ -139,17 +142,14 @@ class Database:
         return self._connection
 
     def _make_file(self) -> None:
-        if self.path.is_dir():
-            raise StoreError(f"{self.path} is a folder, where the sessions file should be: move it aside")
         try:
+            if self.path.is_dir():
+                raise StoreError(f"{self.path} is a folder, where the sessions file should be: move it aside")
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if not self.path.exists():
                 self.path.touch(mode=0o600)  # conversations are private; SQLite's own default is readable to all
         except OSError as error:
-            raise StorageError(
-                f"can't make the sessions file {self.path}: {error.strerror}; make room or give write permission "
-                "there, or set data_dir to another folder"
-            ) from error
+            raise StorageError(f"can't make the sessions file {self.path}: {error.strerror}; {_MAKE_ROOM}") from error
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         self._check_owner(connection)  # before anything is written into somebody else's file
@@ -184,24 +184,23 @@ class Database:
         connection.execute("COMMIT")
 
     def _explained(self, error: sqlite3.Error) -> MyllmError:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind, the rest its detail
-        if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY):
-            return StorageError(
-                f"can't write the sessions file {self.path}: {error}; make room or give write permission there"
-            )
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        kind = _kind(error)
+        if kind in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+            return StorageError(f"can't write the sessions file {self.path}: {error}; {_MAKE_ROOM}")
+        if kind in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return StoreError(
                 f"the sessions file {self.path} is damaged ({error}); put back a backup, or move it and the files "
                 f"{self.path.name}-wal and {self.path.name}-shm beside it to another folder to start afresh"
             )
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return StoreError(f"another program keeps the sessions file {self.path} locked; close it, then try again")
-        if code == sqlite3.SQLITE_TOOBIG:
+        if kind == sqlite3.SQLITE_TOOBIG:
             return InvalidRequest("the message is too large to be stored; send a shorter one")
-        return StoreError(
-            f"can't use the sessions file {self.path}: {error}; check that the disk isn't full and that the folder "
-            f"{self.path.parent} can be written"
-        )
+        return StoreError(f"can't use the sessions file {self.path}: {error}; {_MAKE_ROOM}")
+
+
+def _kind(error: sqlite3.Error) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF  # the low byte is the kind, the rest its detail
 
 
 def _version(connection: sqlite3.Connection) -> int:
@@ -217,7 +216,6 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             connection.execute("PRAGMA journal_mode = WAL").fetchone()
             return
         except sqlite3.OperationalError as error:
-            busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-            if not busy or time.monotonic() > deadline:
+            if _kind(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)

@@ -34,7 +34,8 @@ class SQLiteStore(SessionStore):
 
     Safe from several threads (one connection behind a lock, see ``Database``) and several processes
     (every write is one ``BEGIN IMMEDIATE`` transaction). Order comes from sequence numbers, never from the clock.
-    A full or read-only disk raises ``StorageError``, for reads too when the file must first be opened.
+    On a full disk what is open can still be read; in a read-only folder nothing can, unless another program has the
+    file open. Both raise ``StorageError``.
     """
 
     name = "sqlite"

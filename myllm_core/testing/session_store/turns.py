@@ -154,7 +154,7 @@ class TurnTests:
         store.append("s", [said(text)], parent=None, key="k")
         assert texts(store.path("s")) == [text]
 
-    def test_a_thousand_turns(self, store: SessionStore) -> None:
+    def test_two_thousand_messages_stay_in_order(self, store: SessionStore) -> None:
         store.create("s")
         tip = None
         for number in range(10):
