@@ -69,10 +69,15 @@ class Settings(BaseSettings):
     max_requests: int = Field(256, ge=1, description="requests answered at the same time before others are refused")
     ping_interval: Duration = Field(10.0, description="how long a stream may be silent before a comment is sent")
     keep_alive: Duration = Field(300.0, description="how long an idle model stays loaded: 5m, 0, forever")
+    model_keep_alive: dict[str, Duration] = Field(
+        default_factory=dict, description="keep_alive by installed model name"
+    )
+    pinned_models: list[str] = Field(default_factory=list, description="models that are never unloaded for others")
     max_loaded_models: int = Field(3, ge=1, description="models loaded at the same time")
     queue_size: int = Field(64, ge=1, description="requests that wait per model before others are refused")
     request_timeout: Duration = Field(600.0, description="longest time that a request may take")
     load_timeout: Duration = Field(300.0, description="longest time without progress while a model loads")
+    hang_timeout: Duration = Field(120.0, description="longest silence of a busy worker before it is ended")
     shutdown_grace: Duration = Field(20.0, description="how long running replies may go on after a stop signal")
     isolation: Literal["process", "thread"] = Field("process", description="where models run; thread is for tests")
     session_store: str = Field("sqlite", description="name of the session store")

@@ -12,7 +12,7 @@ from typing import Any
 
 from myllm_core.discovery import Plugin
 from myllm_core.engine import Engine
-from myllm_core.errors import DeadlineExceeded, EngineError, MyllmError, error_from_dict
+from myllm_core.errors import DeadlineExceeded, EngineError, MyllmError, WorkerDied, error_from_dict
 from myllm_core.models.manifest import Model
 from myllm_core.runtime.wire import pack_event, pack_request, unpack_event
 from myllm_core.types import Embeddings, Event, Finish, Progress, Request
@@ -64,7 +64,7 @@ class Handle:
         self._streams: dict[int, _Stream] = {}
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._loaded.add_done_callback(lambda future: future.cancelled() or future.exception())
-        self._last_progress = 0.0
+        self._last_progress = self._last_heard = 0.0
         self.on_progress: OnProgress = lambda progress: None
 
     @property
@@ -144,7 +144,24 @@ class Handle:
         self._streams[rid] = stream
         return rid, stream
 
+    def check_alive(self, patience: float) -> None:
+        """Ask the worker to say something; end it when it has said nothing for ``patience`` seconds."""
+        now = asyncio.get_running_loop().time()
+        if now - self._last_heard <= patience:
+            self._post(["ping", 0])
+            return
+        self.dead = WorkerDied(
+            f"the process running {self.order.model.name} said nothing for {patience:g} s and was ended; "
+            "the next request starts it again"
+        )
+        self.kill()
+
+    def kill(self) -> None:
+        """End the worker at once, where it can be ended."""
+        raise NotImplementedError
+
     def _receive(self, batch: list[list[Any]]) -> None:
+        self._last_heard = asyncio.get_running_loop().time()
         for rid, *item in batch:
             if rid:
                 stream = self._streams.get(rid)

@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,95 +20,12 @@ from myllm_core.runtime.choose import choose_engine, load_options
 from myllm_core.runtime.handle import Handle, LoadOrder
 from myllm_core.runtime.memory import free_memory, readable, used_memory
 from myllm_core.runtime.process import WorkerProcess
+from myllm_core.runtime.slot import Lease, Loaded, Slot
 from myllm_core.runtime.thread import WorkerThread
 from myllm_core.settings import Settings
 from myllm_core.types import Progress
 
-_PROGRESS_POLL = 0.1
 _CRASHES, _CRASH_WINDOW, _COOLDOWN = 3, 60.0, 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A loaded model as others see it; ``expires_in`` is None while it is busy or kept for ever."""
-
-    name: str
-    engine: str
-    pid: int | None
-    context_size: int
-    running: int
-    queued: int
-    memory: int
-    loaded_at: str
-    expires_in: float | None
-
-
-class _Slot:
-    """One model's place in the pool, from the first request for it to its unloading."""
-
-    def __init__(self, order: LoadOrder) -> None:
-        self.order = order
-        self.task: asyncio.Task[Handle] | None = None
-        self.progress = Progress("load", 0.0)
-        self.users = 0
-        self.last_used = 0.0
-        self.loaded_at = ""
-        self.expires_at = math.inf
-        self.timer: asyncio.TimerHandle | None = None
-        self.idle = asyncio.Event()
-        self.idle.set()
-
-    @property
-    def handle(self) -> Handle | None:
-        """The loaded model; None before it is loaded and when loading failed."""
-        if self.task is None or not self.task.done() or self.task.cancelled() or self.task.exception():
-            return None
-        return self.task.result()
-
-    @property
-    def places(self) -> int:
-        """How many requests run at the same time."""
-        handle = self.handle
-        return int(handle.facts["max_sequences"]) if handle else 1
-
-    def is_for(self, order: LoadOrder) -> bool:
-        """Whether what is loaded here is what ``order`` asks for."""
-        mine = self.order
-        return (mine.model, mine.engine, mine.options) == (order.model, order.engine, order.options)
-
-
-class Lease:
-    """A request's hold on a model: first ``wait`` for it, then use ``handle``."""
-
-    def __init__(self, pool: Pool, slot: _Slot) -> None:
-        self._pool = pool
-        self._slot = slot
-
-    async def wait(self) -> AsyncGenerator[Progress, None]:
-        """Load the model, or wait for whoever loads it; yields what goes on. Raises what loading raises."""
-        task = self._pool.loading(self._slot)
-        shown: Progress | None = None
-        while not task.done():
-            if self._slot.progress != shown:
-                shown = self._slot.progress
-                yield shown
-            await asyncio.wait([task], timeout=_PROGRESS_POLL)
-        task.result()
-        ahead = self._slot.users - self._slot.places
-        if ahead > 0:
-            yield Progress("queue", None, f"{ahead} ahead")
-
-    @property
-    def handle(self) -> Handle:
-        """The loaded model."""
-        handle = self._slot.handle
-        assert handle is not None, "wait() comes first"
-        return handle
-
-    @property
-    def engine(self) -> str:
-        """The name of the engine that runs it."""
-        return self._slot.order.engine.name
 
 
 class Pool:
@@ -118,10 +34,11 @@ class Pool:
     def __init__(self, settings: Settings, plugins: Plugins) -> None:
         self._settings = settings
         self._plugins = plugins
-        self._slots: dict[str, _Slot] = {}
+        self._slots: dict[str, Slot] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._load_lock = asyncio.Lock()
         self._crashes: dict[str, deque[float]] = {}
+        self._watchdog: asyncio.Task[None] | None = None
         self._closed = False
 
     def order(self, model: Model, engine: str | None, options: Mapping[str, Any] | None) -> LoadOrder:
@@ -135,27 +52,36 @@ class Pool:
         return LoadOrder(model, chosen.plugin, chosen.engine, merged, self._settings.load_timeout)
 
     @asynccontextmanager
-    async def lease(self, order: LoadOrder, keep_alive: float | None = None) -> AsyncIterator[Lease]:
-        """Hold a model for one request. Raises ``Overloaded`` when its queue is full or it keeps dying."""
+    async def lease(self, order: LoadOrder, keep_alive: float | None = None, client: str = "") -> AsyncIterator[Lease]:
+        """Hold a model for a request of ``client``. Raises ``Overloaded`` when its queue is full or it keeps dying."""
         slot = self._slot(order)
-        if slot.users >= slot.places + self._settings.queue_size:
-            raise Overloaded(
-                f"{order.model.name} has {slot.users} requests running or waiting; try again in a few seconds",
-                retry_after=5,
-            )
+        slot.check_queue(self._settings.queue_size)
         slot.users += 1
         slot.idle.clear()
         self._stop_timer(slot)
+        now = asyncio.get_running_loop().time()
+        lease = Lease(slot, self._loading(slot), client, now + self._settings.request_timeout)
         try:
-            yield Lease(self, slot)
+            yield lease
         finally:
+            lease.release()
             slot.users -= 1
             slot.last_used = asyncio.get_running_loop().time()
             if slot.users == 0:
                 slot.idle.set()
-                self._start_timer(slot, self._settings.keep_alive if keep_alive is None else keep_alive)
+                self._start_timer(slot, self._keep_alive(slot, keep_alive))
 
-    def _slot(self, order: LoadOrder) -> _Slot:
+    def _keep_alive(self, slot: Slot, asked: float | None) -> float:
+        name = slot.order.model.name
+        if self._is_pinned(slot):
+            return math.inf
+        return self._settings.model_keep_alive.get(name, self._settings.keep_alive) if asked is None else asked
+
+    def _is_pinned(self, slot: Slot) -> bool:
+        manifest = slot.order.model.manifest
+        return not {manifest.name, *manifest.aliases}.isdisjoint(self._settings.pinned_models)
+
+    def _slot(self, order: LoadOrder) -> Slot:
         if self._closed:
             raise Overloaded("myllm is shutting down; try again when it is back", retry_after=10)
         name = order.model.name
@@ -169,18 +95,18 @@ class Pool:
             slot = None
         if slot is None:
             self._check_cooldown(name)
-            slot = self._slots[name] = _Slot(order)
+            slot = self._slots[name] = Slot(order)
         return slot
 
     @staticmethod
-    def _is_dead(slot: _Slot) -> bool:
+    def _is_dead(slot: Slot) -> bool:
         if slot.task is None or not slot.task.done():
             return False
         return slot.handle is None or slot.handle.dead is not None
 
-    def _note_crash(self, slot: _Slot) -> None:
-        handle = slot.handle
-        if handle is not None and isinstance(handle.dead, WorkerDied):
+    def _note_crash(self, slot: Slot) -> None:
+        cause = slot.handle.dead if slot.handle else slot.task and not slot.task.cancelled() and slot.task.exception()
+        if isinstance(cause, WorkerDied):
             now = asyncio.get_running_loop().time()
             self._crashes.setdefault(slot.order.model.name, deque(maxlen=_CRASHES)).append(now)
 
@@ -195,27 +121,40 @@ class Pool:
                 retry_after=math.ceil(left),
             )
 
-    def loading(self, slot: _Slot) -> asyncio.Task[Handle]:
+    def _loading(self, slot: Slot) -> asyncio.Task[Handle]:
         """The task that loads the slot's model, started if need be. Whoever waits may go; it goes on."""
         if slot.task is None:
             slot.task = asyncio.create_task(self._load(slot), name=f"load {slot.order.model.name}")
             slot.task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return slot.task
 
-    async def _load(self, slot: _Slot) -> Handle:
+    async def _load(self, slot: Slot) -> Handle:
         start = WorkerProcess.start if self._settings.isolation == "process" else WorkerThread.start
 
         def on_progress(progress: Progress) -> None:
             slot.progress = progress
 
+        loop = asyncio.get_running_loop()
         async with self._load_lock:
             await self._make_room(slot)
+            started = loop.time()
             handle = await start(slot.order, on_progress)
+        slot.last_used = loop.time()
+        slot.load_seconds = slot.last_used - started
         slot.loaded_at = datetime.now(UTC).isoformat(timespec="seconds")
-        slot.last_used = asyncio.get_running_loop().time()
+        if self._watchdog is None:
+            self._watchdog = asyncio.create_task(self._watch(), name="watchdog")
         return handle
 
-    async def _make_room(self, slot: _Slot) -> None:
+    async def _watch(self) -> None:
+        """End workers that run requests and say nothing: a healthy one answers between any two steps."""
+        while True:
+            await asyncio.sleep(min(5.0, self._settings.hang_timeout / 4))
+            for slot in self._slots.values():
+                if slot.handle is not None and slot.users:
+                    slot.handle.check_alive(self._settings.hang_timeout)
+
+    async def _make_room(self, slot: Slot) -> None:
         """Unload idle models, the least recently used first, until this one fits; wait for busy ones."""
         order = slot.order
         needed = order.engine.estimate(order.model, order.options).host
@@ -225,19 +164,30 @@ class Pool:
             free = free_memory()
             if len(others) < self._settings.max_loaded_models and needed <= free:
                 return
-            if not others:
+            victims = [other for other in others if not self._is_pinned(other)]
+            if not victims and needed <= free:
+                raise Overloaded(
+                    f"all {len(others)} loaded models are pinned; raise max_loaded_models or unpin one", retry_after=60
+                )
+            if not victims:
                 raise OutOfMemory(
                     f"{order.model.name} needs about {readable(needed)} of memory, {readable(free)} is free; "
                     "use a smaller model, quantization or context",
                     needed=needed,
                     free=free,
                 )
-            victim = min(others, key=lambda other: (other.users > 0, other.last_used))
+            victim = min(victims, key=self._worth)
             slot.progress = Progress("load", 0.0, f"unloading {victim.order.model.name}")
             self._retire(victim)
             await self._finish_leaving()
 
-    def _retire(self, slot: _Slot) -> None:
+    @staticmethod
+    def _worth(slot: Slot) -> tuple[bool, float]:
+        """Busy models are worth keeping most; of idle ones, those that were used lately or take long to load."""
+        idle = asyncio.get_running_loop().time() - slot.last_used
+        return slot.users > 0, max(slot.load_seconds, 0.1) / max(idle, 0.001)
+
+    def _retire(self, slot: Slot) -> None:
         """Take a model out of the pool: new requests go elsewhere, it is unloaded when those that run have ended."""
         if self._slots.get(slot.order.model.name) is slot:
             del self._slots[slot.order.model.name]
@@ -247,7 +197,7 @@ class Pool:
         task.add_done_callback(self._leaving.discard)
 
     @staticmethod
-    async def _unload(slot: _Slot) -> None:
+    async def _unload(slot: Slot) -> None:
         await slot.idle.wait()
         if slot.handle is not None:
             await slot.handle.close()
@@ -256,7 +206,7 @@ class Pool:
         if self._leaving:
             await asyncio.wait(list(self._leaving))
 
-    def _start_timer(self, slot: _Slot, seconds: float) -> None:
+    def _start_timer(self, slot: Slot, seconds: float) -> None:
         if self._slots.get(slot.order.model.name) is not slot:
             return
         loop = asyncio.get_running_loop()
@@ -265,7 +215,7 @@ class Pool:
             slot.timer = loop.call_later(seconds, self._retire, slot)
 
     @staticmethod
-    def _stop_timer(slot: _Slot) -> None:
+    def _stop_timer(slot: Slot) -> None:
         slot.expires_at = math.inf
         if slot.timer is not None:
             slot.timer.cancel()
@@ -277,18 +227,7 @@ class Pool:
         handle = slot.handle if slot else None
         if slot is None or handle is None or handle.dead:
             return None
-        left = slot.expires_at - asyncio.get_running_loop().time()
-        return Loaded(
-            name,
-            slot.order.engine.name,
-            handle.pid,
-            int(handle.facts["context_size"]),
-            min(slot.users, slot.places),
-            max(0, slot.users - slot.places),
-            used_memory(handle.pid),
-            slot.loaded_at,
-            None if math.isinf(left) else max(0.0, left),
-        )
+        return slot.describe(used_memory(handle.pid), asyncio.get_running_loop().time())
 
     def loaded(self) -> list[Loaded]:
         """Every loaded model, by name."""
@@ -320,6 +259,8 @@ class Pool:
     async def close(self) -> None:
         """Unload everything at once, also what still loads or runs."""
         self._closed = True
+        if self._watchdog is not None:
+            self._watchdog.cancel()
         slots = list(self._slots.values())
         self._slots.clear()
         for slot in slots:

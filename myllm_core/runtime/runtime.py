@@ -23,7 +23,8 @@ from myllm_core.models.manifest import Model
 from myllm_core.models.store import ModelStore
 from myllm_core.options import Options, merge, sampling
 from myllm_core.plugins import Plugins, load_plugins
-from myllm_core.runtime.pool import Lease, Loaded, Pool
+from myllm_core.runtime.pool import Pool
+from myllm_core.runtime.slot import Lease, Loaded
 from myllm_core.session_store import SessionStore
 from myllm_core.sessions.conversation import Turn, check_session_id, keep_turn, plan_turn
 from myllm_core.settings import Settings, load_settings
@@ -79,13 +80,14 @@ class Runtime:
         engine: str | None = None,
         load_options: Mapping[str, Any] | None = None,
         keep_alive: float | None = None,
+        client: str = "",
     ) -> AsyncGenerator[Event, None]:
         """Answer a conversation: yields events, exactly one ``Finish``, last.
 
         With ``session_id`` the stored conversation comes first, and the turn is stored before ``Finish`` is
         yielded; a reply that is cancelled (by closing the generator) is stored as such. A retry with the same
-        ``turn_key`` is stored once. Two requests to one session take turns. Raises a ``MyllmError`` at the first
-        event for whatever is wrong before generation starts.
+        ``turn_key`` is stored once. Two requests to one session take turns, and so do the ``client``s that wait for
+        a busy model. Raises a ``MyllmError`` at the first event for whatever is wrong before generation starts.
         """
         asked = [Message("user", messages)] if isinstance(messages, str) else list(messages)
         installed = self.models.get(model)
@@ -94,7 +96,7 @@ class Runtime:
             if session_id is not None:
                 await stack.enter_async_context(self._session_lock(check_session_id(session_id)))
                 turn = await self._plan(session_id, installed.name, asked)
-            events = self._generate(installed, turn.messages, options, engine, load_options, keep_alive)
+            events = self._generate(installed, turn.messages, options, engine, load_options, keep_alive, client)
             if session_id is not None:
                 key = turn_key or uuid.uuid4().hex
                 events = self._kept(events, session_id, turn, key, installed.name)
@@ -111,9 +113,10 @@ class Runtime:
         engine: str | None = None,
         load_options: Mapping[str, Any] | None = None,
         keep_alive: float | None = None,
+        client: str = "",
     ) -> AsyncGenerator[Event, None]:
         """Continue a raw prompt, without a chat template: yields events, exactly one ``Finish``, last."""
-        events = self._generate(self.models.get(model), prompt, options, engine, load_options, keep_alive)
+        events = self._generate(self.models.get(model), prompt, options, engine, load_options, keep_alive, client)
         async with aclosing(events):
             async for event in events:
                 yield event
@@ -189,18 +192,19 @@ class Runtime:
         engine: str | None,
         load_options: Mapping[str, Any] | None,
         keep_alive: float | None,
+        client: str,
     ) -> AsyncGenerator[Event, None]:
         order = self._pool.order(model, engine, load_options)
         request = _request(
             model, asked, merge(model.manifest.options, options), order.engine.sampling, order.engine.name
         )
-        async with self._pool.lease(order, keep_alive) as lease:
+        async with self._pool.lease(order, keep_alive, client) as lease:
             async with aclosing(lease.wait()) as waiting:
                 async for progress in waiting:
                     yield progress
             if request.logprobs is not None:
                 _require(lease, "logprobs", "gives no log probabilities")
-            async with aclosing(lease.handle.run(request, self.settings.request_timeout)) as events:
+            async with aclosing(lease.handle.run(request, lease.left)) as events:
                 async for event in events:
                     yield replace(event, engine=lease.engine) if isinstance(event, Finish) else event
 

@@ -34,6 +34,11 @@ class WorkerThread(Handle):
         await worker._wait_loaded()
         return worker
 
+    def kill(self) -> None:
+        """A thread can't be ended; its requests end, and it is left behind."""
+        if self.dead is not None:
+            self._end(self.dead)
+
     def _serve(self) -> None:
         order = self.order
         error: MyllmError = WorkerDied(f"{order.model.name} was unloaded; ask again to load it")

@@ -187,7 +187,7 @@ def test_a_reply_past_its_deadline_ends_with_an_error(settings, run, faulty):
         _, finish, _ = await collect(runtime.chat("faulty", "x"))
         assert isinstance(finish.error, DeadlineExceeded)
 
-    run(settings(request_timeout=0.3), test)
+    run(settings(request_timeout=2), test)
 
 
 @pytest.mark.parametrize(("mode", "says"), [("load-raises", "no such tensor"), ("load-aborts", "SIGABRT")])
@@ -317,9 +317,9 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(settings, run, faulty):
         with pytest.raises(Overloaded) as error:
             await anext(runtime.chat("faulty", "x"))
         assert error.value.data["retry_after"] > 0
-        for task in waiting:
+        await running[0].aclose()
+        for task, events in zip(waiting, running[1:], strict=True):
             await task
-        for events in running:
             await events.aclose()
         assert runtime.loaded()[0].running == 0
 
@@ -408,3 +408,72 @@ def test_workers_end_when_their_parent_is_killed(settings, models_dir, tmp_path)
         assert alive(pid)
         parent.kill()
     assert asyncio.run(gone(pid, 15))
+
+
+def test_a_worker_that_hangs_is_ended_and_its_request_with_it(settings, run):
+    async def test(runtime):
+        events = runtime.chat("echo", "a b c d e f", load_options={"delay_ms": 30})
+        async for event in events:
+            if isinstance(event, TextDelta):
+                os.kill(runtime.loaded()[0].pid, signal.SIGSTOP)
+                break
+        rest = [event async for event in events]
+        assert "said nothing for 0.6 s" in rest[-1].error.message
+        assert (await collect(runtime.chat("echo", "back", load_options={"delay_ms": 30})))[0] == "back"
+
+    run(settings(hang_timeout=0.6), test)
+
+
+def test_a_request_that_waits_past_its_deadline_is_refused(settings, run, faulty):
+    faulty("slow-close")
+
+    async def test(runtime):
+        await runtime.load("faulty")
+        running = [runtime.chat("faulty", "x") for _ in range(2)]
+        await anext(running[0])
+        blocked = asyncio.create_task(anext(running[1]))
+        await asyncio.sleep(0.1)
+        with pytest.raises(DeadlineExceeded):
+            await collect(runtime.chat("faulty", "x"))
+        blocked.cancel()
+        await asyncio.gather(blocked, return_exceptions=True)
+        await running[0].aclose()
+
+    run(settings(request_timeout=1.5), test)
+
+
+def test_a_pinned_model_is_not_unloaded_for_another(settings, run):
+    async def test(runtime):
+        await runtime.load("echo:latest")
+        assert runtime.loaded()[0].expires_in is None
+        with pytest.raises(Overloaded, match="pinned"):
+            await runtime.load("echo:two")
+        assert [loaded.name for loaded in runtime.loaded()] == ["echo:latest"]
+
+    run(settings(pinned_models=["echo:latest"], max_loaded_models=1), test)
+
+
+def test_clients_take_turns_when_a_model_is_busy():
+    from myllm_core.runtime.slot import Line
+
+    async def main():
+        line, order = Line(lambda: 1), []
+
+        async def request(client):
+            await line.enter(client)
+            order.append(client)
+            await asyncio.sleep(0)
+            line.leave()
+
+        names = ["greedy"] * 5 + ["modest"] * 2 + ["third"]
+        await line.enter("first")
+        tasks = [asyncio.create_task(request(name)) for name in names]
+        await asyncio.sleep(0)
+        tasks[4].cancel()  # one goes away while it waits
+        await asyncio.sleep(0)
+        line.leave()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert order == ["greedy", "modest", "third", "greedy", "modest", "greedy", "greedy"]
+        assert (line.inside, line.waiting) == (0, 0)
+
+    asyncio.run(main())
