@@ -85,6 +85,13 @@ def test_every_exit_code_is_documented() -> None:
         assert re.search(rf"^\| {code} \|", text, re.MULTILINE), f"exit code {code}"
 
 
+def test_every_command_of_the_chat_is_documented() -> None:
+    from myllm_cli import slash
+
+    text = section(page("docs/CLI.md"), "myllm run")
+    assert [name for name in slash.names() if f"`{name}" not in text] == []
+
+
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_is_documented(name: str) -> None:
     assert f"`{name}`" in section(page("docs/CLI.md"), "Settings")
@@ -93,6 +100,24 @@ def test_every_setting_is_documented(name: str) -> None:
 @pytest.mark.parametrize("name", Options.model_fields)
 def test_every_generation_option_is_documented(name: str) -> None:
     assert f"`{name}`" in section(page("docs/API.md"), "Options")
+
+
+def codes_of_the_server() -> set[str]:
+    """Codes that only the server gives: the second argument of each ``HttpError(…)`` in its source."""
+    found = set()
+    for path in (ROOT / "myllm_server").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "HttpError" and len(node.args) > 1:
+                code = node.args[1]
+                found |= {code.value} if isinstance(code, ast.Constant) else set()
+    return found
+
+
+def test_every_error_code_of_the_server_is_documented() -> None:
+    text = section(page("docs/API.md"), "Errors")
+    codes = codes_of_the_server()
+    assert len(codes) > 8
+    assert sorted(code for code in codes if f"`{code}`" not in text) == []
 
 
 @pytest.mark.parametrize("code", ERRORS)
@@ -147,21 +172,22 @@ def test_every_route_is_documented() -> None:
     assert [route for route in routes if f"`{route}`" not in text] == []
 
 
-def lines(name: str) -> list[str]:
-    """Shell lines of a page's code blocks, continued lines joined."""
+def commands_of(name: str) -> Iterator[list[str]]:
+    """The words of each ``myllm`` and ``make`` command in a page's code blocks."""
     shell = "\n".join(blocks(page(name), "sh", "console")).replace("\\\n", " ")
-    return [line.removeprefix("$ ").strip() for line in shell.splitlines()]
+    for line in shell.splitlines():
+        for part in re.split(r" (?:&&|\|\||\||;) ", line.removeprefix("$ ")):
+            if re.match(r"(myllm|make)\b", part):
+                yield shlex.split(part, comments=True)
 
 
 @pytest.mark.parametrize("name", [str(path.relative_to(ROOT)) for path in PAGES])
 def test_commands_in_code_blocks_exist(name: str) -> None:
-    for line in lines(name):
-        for part in re.split(r" (?:&&|\|\||\||;) ", line):
-            words = shlex.split(part, comments=True)
-            if words[:1] == ["make"]:
-                assert set(word for word in words[1:] if "=" not in word) <= set(make_targets()), line
-            if words[:1] == ["myllm"]:
-                check_command(COMMAND, words[1:], line)
+    for program, *words in commands_of(name):
+        if program == "make":
+            assert {word for word in words if "=" not in word} <= set(make_targets()), words
+        else:
+            check_command(COMMAND, words, shlex.join(words))
 
 
 def check_command(command: Any, words: list[str], line: str) -> None:
