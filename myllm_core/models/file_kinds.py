@@ -77,7 +77,7 @@ def _is_pickle(path: Path, head: bytes) -> bool:
         return _zip_holds_pickle(path)
     if head[0] == 0x80 and head[1:2] <= b"\x05":
         return True
-    return path.suffix.lower() not in _TEXT_SUFFIXES and _is_old_pickle(head)
+    return path.suffix.lower() not in _TEXT_SUFFIXES - {""} and _is_old_pickle(head)
 
 
 def _zip_holds_pickle(path: Path) -> bool:

@@ -432,3 +432,18 @@ def test_listing_many_models_is_quick(store: ModelStore, install: Install) -> No
     begin = time.process_time()
     assert len(store.list_models()) == 201
     assert time.process_time() - begin < 0.5
+
+
+def test_a_disk_that_is_full_at_the_commit_keeps_the_old_model(store: ModelStore, install: Install) -> None:
+    resource = pytest.importorskip("resource")
+    old = install("a:1")
+    before = tree(store.models_dir)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))  # as good as full: no file may grow beyond 50 bytes
+    try:
+        with pytest.raises(StorageError, match=r"can't write .*manifest\.json: the file is larger than"):
+            store.commit(old.manifest)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert store.get("a:1") == old
+    assert tree(store.models_dir) == before

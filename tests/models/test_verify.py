@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from myllm_core.models.manifest import Manifest, Model
+from myllm_core.models.verify import verify
+
+Install = Callable[..., Model]
+
+
+def quiet(path: str, done: int, total: int) -> None:
+    """No progress wanted."""
+
+
+def test_a_whole_model_has_no_problem_and_progress_is_told(install: Install) -> None:
+    model = install("a:1")
+    seen = []
+    assert verify(model, lambda *told: seen.append(told)) == []
+    [file] = model.manifest.files
+    assert seen == [(file.path, file.size, file.size)]
+
+
+@pytest.mark.model
+def test_the_real_model(install: Install, smollm2_gguf: Path) -> None:
+    model = install("smollm2:135m", smollm2_gguf.read_bytes())
+    done = []
+    assert verify(model, lambda path, count, total: done.append(count)) == []
+    assert done == sorted(done)
+    assert done[-1] == model.manifest.size
+    with model.paths[0].open("r+b") as weights:  # one bit, far inside the weights
+        weights.seek(50_000_000)
+        [byte] = weights.read(1)
+        weights.seek(50_000_000)
+        weights.write(bytes([byte ^ 1]))
+    [problem] = verify(model, quiet)
+    assert problem.path == model.manifest.files[0].path
+    assert "has changed: its sha256 is" in problem.message
+    assert model.manifest.files[0].sha256 in problem.message
+
+
+def test_a_file_that_is_gone(install: Install) -> None:
+    model = install("a:1")
+    model.paths[0].unlink()
+    [problem] = verify(model, quiet)
+    assert "can't read" in problem.message
+
+
+def test_what_was_installed_without_being_a_model(install: Install) -> None:
+    [problem] = verify(install("a:1", b"<html>not found</html>"), quiet)
+    assert "web page" in problem.message
+
+
+def test_a_remote_model_has_nothing_to_check(tmp_path: Path) -> None:
+    assert verify(Model(Manifest("a:1", "remote", ()), tmp_path), quiet) == []
