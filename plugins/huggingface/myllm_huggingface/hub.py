@@ -21,11 +21,15 @@ class Hub:
 
     def __init__(self) -> None:
         from huggingface_hub import HfApi
+        from huggingface_hub.errors import HTTPError
         from huggingface_hub.utils import build_hf_headers
 
         self._api = HfApi(library_name="myllm")
         self.endpoint = str(self._api.endpoint)
-        headers = build_hf_headers()
+        try:
+            headers = build_hf_headers()
+        except (HTTPError, OSError) as error:  # a login that is about to expire is renewed over the network
+            raise self._unreachable(error) from error
         self.headers: Mapping[str, str] = {k: v for k, v in headers.items() if k.lower() == "authorization"}
 
     def model_info(self, repo: str, revision: str) -> ModelInfo:

@@ -44,15 +44,16 @@ def download(requirement: str, folder: Path, say: Callable[[str], None]) -> Path
     command = [sys.executable, "-P", "-m", "pip", "download", "-vv", "--disable-pip-version-check"]
     command += ["--progress-bar", "raw", "--no-deps", "--only-binary", ":all:", "--dest", str(target), requirement]
     say(f"asking pip for {requirement}")
-    status, lines = _run(command, folder, lambda done, total: say(_progress(requirement, done, total)))
+    status, lines = _run(command, folder, lambda progress: say(f"pip downloads {requirement}: {progress}"))
     wheels = list(target.glob("*.whl"))
     if status != 0 or len(wheels) != 1:
         raise failure(requirement, lines)
     return wheels[0]
 
 
-def _run(command: list[str], folder: Path, progress: Callable[[int, int], None]) -> tuple[int, list[str]]:
+def _run(command: list[str], folder: Path, progress: Callable[[str], None]) -> tuple[int, list[str]]:
     """Run pip to its end and return its exit status and what it said last."""
+    told = ""
     environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)) | {"PYTHONIOENCODING": "utf-8"}
     lines: deque[str] = deque(maxlen=_KEPT_LINES)
     with subprocess.Popen(
@@ -69,7 +70,8 @@ def _run(command: list[str], folder: Path, progress: Callable[[int, int], None])
             assert process.stdout is not None
             for line in process.stdout:
                 if match := _PROGRESS.fullmatch(line.strip()):
-                    progress(int(match[1]), int(match[2]))
+                    if told != (told := _megabytes(int(match[1]), int(match[2]))):
+                        progress(told)
                 elif line.strip() and not line.strip().startswith(_NOISE):
                     lines.append(line.strip())
             return process.wait(), list(lines)
@@ -78,8 +80,8 @@ def _run(command: list[str], folder: Path, progress: Callable[[int, int], None])
             raise
 
 
-def _progress(requirement: str, done: int, total: int) -> str:
-    return f"pip downloads {requirement}: {done / 1e6:.0f}" + (f" of {total / 1e6:.0f} MB" if total else " MB")
+def _megabytes(done: int, total: int) -> str:
+    return f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else f"{done / 1e6:.0f} MB"
 
 
 def failure(requirement: str, lines: list[str]) -> MyllmError:
@@ -95,9 +97,10 @@ def failure(requirement: str, lines: list[str]) -> MyllmError:
         return NetworkError(
             f"the package index wants a login for {requirement}; give pip one: a keyring, .netrc, or in the index's URL"
         )
-    if _UNREACHABLE.search(text):
+    if sign := next((line for line in lines if _UNREACHABLE.search(line)), ""):
         return NetworkError(
-            f"pip can't reach the package index for {requirement} ({reason}); check the connection and: pip config list"
+            f"pip can't reach the package index for {requirement}; check the connection and: pip config list "
+            f"(pip says: {_shorten(sign)})"
         )
     if "No matching distribution found" in text:
         return _no_such_wheel(requirement, text)
