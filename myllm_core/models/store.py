@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -118,7 +117,7 @@ class ModelStore:
         folder = self._folder(name)
         if os.path.islink(folder):
             raise StorageError(f"{folder} is a symbolic link; remove it first: myllm remove {model_name(name)}")
-        staged = folder / f"r-{secrets.token_hex(6)}"
+        staged = folder / f"r-{os.urandom(6).hex()}"
         with storage_errors(f"use the models directory {self.models_dir}"):
             staged.mkdir(parents=True)
         return staged
