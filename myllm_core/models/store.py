@@ -62,7 +62,9 @@ class ModelStore:
             return self._read(self._folder(installed))
         except IntegrityError as error:
             raise IntegrityError(
-                f"{installed} can't be used: {error}; mend it with: myllm pull {installed} --force", model=installed
+                f"{installed} can't be used: {error}; mend it with: myllm pull {installed} --force, "
+                f"or delete it with: myllm remove {installed}",
+                model=installed,
             ) from None
 
     def remove(self, name: str) -> Model:
