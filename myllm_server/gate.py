@@ -75,10 +75,9 @@ async def _answered(app: ASGIApp, scope: Scope, receive: Receive, send: Send) ->
 
     try:
         await app(scope, receive, watch)
-    except asyncio.CancelledError:
-        if started:
-            raise
-        await error_response(STOPPING, scope)(scope, receive, send)
+    except asyncio.CancelledError:  # by the gate; a stream tells of it itself
+        if not started:
+            await error_response(STOPPING, scope)(scope, receive, send)
     except Exception as error:
         if started:
             raise  # all that can be done is to break the connection off

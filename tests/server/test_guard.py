@@ -142,8 +142,12 @@ def test_the_servers_own_pages_may_ask(live: LiveServer) -> None:
 
 
 def test_preflight(start: StartServer, live: LiveServer) -> None:
-    asking = ("Host: localhost", "Access-Control-Request-Method: POST", "Access-Control-Request-Headers: x-stainless-os",
-              "Access-Control-Request-Private-Network: true")  # fmt: skip
+    asking = (
+        "Host: localhost",
+        "Access-Control-Request-Method: POST",
+        "Access-Control-Request-Headers: x-stainless-os",
+        "Access-Control-Request-Private-Network: true",
+    )
     refused = send(live, "OPTIONS", "/api/chat", *asking, f"Origin: {ORIGIN}")
     assert refused.status == 403 and not any(name.startswith("access-control") for name in refused.headers)
     with start(cors_origins=[ORIGIN], api_key="k") as server:

@@ -134,10 +134,10 @@ class LiveServer:
         messages = [{"role": "user", "content": text}]
         return self.post("/api/chat", {"model": "echo", "messages": messages, "stream": False, **more})
 
-    def send_chat(self, text: str, **more: Any) -> socket.socket:
+    def send_chat(self, text: str, connection: socket.socket | None = None, **more: Any) -> socket.socket:
         """Begin a streamed chat and return its connection, nothing read."""
         body = json.dumps({"model": "echo", "messages": [{"role": "user", "content": text}], **more}).encode()
-        connection = self.connect()
+        connection = connection or self.connect()
         connection.sendall(
             b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
