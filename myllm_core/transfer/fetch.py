@@ -11,6 +11,7 @@ from pathlib import Path
 
 from myllm_core.downloader import Downloader, RemoteFile
 from myllm_core.errors import IntegrityError, MyllmError, NetworkError, NotFound, PluginError
+from myllm_core.guard import cause
 from myllm_core.transfer.client import Broken, HttpClient, Response, Unreachable
 from myllm_core.transfer.partial import Partial, partial_key
 from myllm_core.transfer.sink import PartSink, PullProgress, size_text
@@ -109,11 +110,10 @@ def _let_write(file: RemoteFile, downloader: Downloader, sink: PartSink) -> None
     sink.restart()
     try:
         downloader.fetch(file, sink)
-    except MyllmError:
+    except (MyllmError, KeyboardInterrupt):
         raise
-    except Exception as error:
-        cause = f"{type(error).__name__}: {error}"[:500]
-        raise PluginError(f"the {downloader.name} downloader failed at {file.path}: {cause}") from error
+    except BaseException as error:
+        raise PluginError(f"the {downloader.name} downloader failed at {file.path}: {cause(error)}") from error
 
 
 class _Download:

@@ -166,7 +166,7 @@ def _read_state(path: Path) -> State:
     try:
         raw = json.loads(path.read_bytes())
         state = State(**{field.name: raw[field.name] for field in fields(State)})
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return State()
     numbers = all(isinstance(number, int) and number >= -1 for number in (state.size, state.synced))
     texts = all(isinstance(t, str) and t.isprintable() for t in (state.revision, state.validator, state.sha256))

@@ -51,7 +51,7 @@ def resolve(downloader: Downloader, reference: Reference, patience: float | None
     except OutOfTime as error:
         raise NetworkError(f"{mask_url(reference.text)}: {error}; try again later") from None
     except BaseException as error:
-        raise PluginError(f"the {downloader.name} downloader failed ({cause(error)}); update its plugin") from error
+        raise PluginError(f"the {downloader.name} downloader failed: {cause(error)}") from error
     files = answer.files if isinstance(answer, Resolution) else ()
     if not files or not all(isinstance(file, RemoteFile) for file in files):
         raise PluginError(f"the {downloader.name} downloader gave no files for {mask_url(reference.text)}; update it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import ipaddress
+import re
 import socket
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
@@ -12,6 +13,7 @@ from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 from myllm_core.transfer.waiting import within
 
 _PORTS = {"http": 80, "https": 443}
+_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 MAX_URL = 8192
 
 
@@ -102,7 +104,7 @@ def _basic(netloc: str) -> str:
 
 def follow(target: Target, location: str) -> Target:
     """Where a redirect leads; the user and password of its URL are ignored. Raises ``ValueError`` when it may not."""
-    new = parse_url(urljoin(target.url, location))
+    new = parse_url(location if _ABSOLUTE.match(location) else urljoin(target.url, location))
     if target.scheme == "https" and new.scheme == "http":
         raise ValueError("it leads from https to http")
     return Target(new.scheme, new.host, new.port, new.path)

@@ -42,12 +42,14 @@ def puller(store: ModelStore) -> Puller:
 @pytest.fixture
 def add_plugin(puller: Puller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """``add_plugin(source)`` gives ``puller`` one more plugin: a module of this text."""
+    added: list[EntryPoint] = []
 
     def add(source: str) -> None:
         name = f"plugin_{abs(hash((source, tmp_path)))}"
         (tmp_path / f"{name}.py").write_text(source)
         monkeypatch.syspath_prepend(tmp_path)
-        plugin = Plugin(EntryPoint(name, name, "myllm"), "test", "1")
-        puller.plugins = Plugins([*load_plugins().entries(), plugin], [], puller.told.message)
+        added.append(EntryPoint(name, name, "myllm"))
+        mine = [Plugin(point, "test", "1") for point in added]
+        puller.plugins = Plugins([*load_plugins().entries(), *mine], [], puller.told.message)
 
     return add
