@@ -1,0 +1,249 @@
+"""`myllm serve` as a process: where it listens, what it logs, how it stops."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from support.server import eventually, parse_answer, read_all, read_until
+
+LONG = " ".join(f"w{i}" for i in range(400))  # 20 s with the model `slow`
+
+
+class Served:
+    """A server process. Its standard error is in a file, so that it never blocks."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self.process = process
+        self._log = log
+        assert process.stdout is not None
+        self.line = process.stdout.readline()
+        found = re.fullmatch(r"Listening on http://(\S+):(\d+)\n", self.line)
+        assert found, (self.line, self.log)
+        self.host, self.port = found[1], int(found[2])
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(encoding="utf-8")
+
+    def get(self, path: str, **headers: str) -> tuple[int, bytes]:
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)) as connection:
+            connection.request("GET", path, headers=headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+
+    def send_chat(self, text: str, **more: Any) -> socket.socket:
+        body = json.dumps({"model": "slow", "messages": [{"role": "user", "content": text}], **more}).encode()
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        head = "POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        return connection
+
+    def wait(self, seconds: float = 15) -> int:
+        return self.process.wait(seconds)
+
+
+def environment(home: Path, data: Path, **settings: str) -> dict[str, str]:
+    own = {"MYLLM_MODELS_DIR": str(home / "models"), "MYLLM_DATA_DIR": str(data), "MYLLM_ISOLATION": "thread"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MYLLM_")}
+    return kept | own | {"MYLLM_CONFIG": str(data / "none.toml")} | settings
+
+
+@contextmanager
+def served(home: Path, tmp_path: Path, *arguments: str, **settings: str) -> Iterator[Served]:
+    log = tmp_path / "stderr.txt"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "myllm_cli", "serve", "--port", "0", *arguments],
+            env=environment(home, tmp_path, **settings),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            cwd=tmp_path,
+        )
+    with process:
+        try:
+            yield Served(process, log)
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_running_reply_end_and_takes_no_new_work(home: Path, tmp_path: Path, signum: int) -> None:
+    with served(home, tmp_path) as server, server.send_chat("one two three four five six seven eight") as connection:
+        seen = read_until(connection, rb'"token":')
+        server.process.send_signal(signum)
+        time.sleep(0.2)
+        status, body = server.get("/api/models")
+        assert (status, json.loads(body)["error"]["code"]) == (503, "stopping")
+        assert server.get("/health")[0] == 503
+        seen += read_all(connection)
+        assert b'"full_text":"one two three four five six seven eight"' in seen and b'"finish_reason":"stop"' in seen
+        assert server.wait() == 0
+        assert "Traceback" not in server.log
+
+
+def test_when_the_grace_is_over_streams_end_with_an_error(home: Path, tmp_path: Path) -> None:
+    with served(home, tmp_path, MYLLM_SHUTDOWN_GRACE="500ms") as server:
+        with server.send_chat(LONG) as stream, server.send_chat(LONG, stream=False) as whole:
+            read_until(stream, rb'"token":')
+            began = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            last = json.loads(read_all(stream).split(b"data: ")[-1].split(b"\n\n")[0])
+            assert last["error"]["code"] == "stopping" and last["done"] is True
+            answer = parse_answer(read_all(whole))
+            assert (answer.status, answer.code) == (503, "stopping")
+            assert server.wait() == 0 and time.monotonic() - began < 5
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_stops_at_once(home: Path, tmp_path: Path, signum: int) -> None:
+    with served(home, tmp_path, MYLLM_ISOLATION="process") as server, server.send_chat(LONG) as connection:
+        read_until(connection, rb'"token":')
+        workers = psutil.Process(server.process.pid).children()
+        assert workers
+        server.process.send_signal(signum)
+        time.sleep(0.3)
+        began = time.monotonic()
+        server.process.send_signal(signum)
+        assert server.wait() == 128 + signum and time.monotonic() - began < 5
+        assert not psutil.wait_procs(workers, timeout=5)[1]
+        assert "Traceback" not in server.log
+
+
+def test_idle_connections_dont_hold_the_server_up(home: Path, tmp_path: Path) -> None:
+    with served(home, tmp_path) as server, socket.create_connection(("127.0.0.1", server.port)) as idle:
+        idle.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        read_until(idle, rb'"ok"')
+        with socket.create_connection(("127.0.0.1", server.port)):
+            server.process.send_signal(signal.SIGTERM)
+            assert server.wait(3) == 0
+
+
+def test_a_port_in_use_is_one_line(home: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, "-m", "myllm_cli", "serve", "--port", str(port)],
+            env=environment(home, tmp_path),
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and str(port) in done.stderr and "in use" in done.stderr
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "256.1.1.1", "a" * 70 + ".example"])
+def test_a_host_that_cant_be_bound_is_one_line(home: Path, tmp_path: Path, host: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "myllm_cli", "serve", "--port", "0", "--host", host],
+        env=environment(home, tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and host in done.stderr
+
+
+def test_a_wrong_origin_in_the_settings_is_one_line(home: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "myllm_cli", "serve", "--port", "0"],
+        env=environment(home, tmp_path, MYLLM_CORS_ORIGINS='["*"]'),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "cors_origins" in done.stderr
+
+
+def test_it_starts_again_on_the_same_port_at_once(home: Path, tmp_path: Path) -> None:
+    with served(home, tmp_path) as first:
+        assert first.get("/health")[0] == 200
+        first.process.send_signal(signal.SIGTERM)
+        assert first.wait() == 0
+    with served(home, tmp_path, "--port", str(first.port)) as second:
+        assert second.port == first.port and second.get("/health")[0] == 200
+
+
+def test_beyond_loopback_a_key_is_made_and_printed_once(home: Path, tmp_path: Path) -> None:
+    keys = set()
+    for _ in range(2):
+        with served(home, tmp_path, "--host", "0.0.0.0") as server:
+            (key,) = re.findall(r"key.*: ([A-Za-z0-9_-]{43})$", server.log, re.MULTILINE)
+            keys.add(key)
+            assert server.get("/api/models")[0] == 401 and server.get("/health")[0] == 200
+            assert server.get("/api/models", **{"x-api-key": key})[0] == 200
+            server.get("/api/models", authorization=f"Bearer {key}x")
+            assert server.log.count(key) == 1
+    assert len(keys) == 2
+
+
+def test_a_configured_key_is_never_printed(home: Path, tmp_path: Path) -> None:
+    with served(home, tmp_path, "--host", "0.0.0.0", MYLLM_API_KEY="c4nary", MYLLM_LOG_LEVEL="debug") as server:
+        assert server.get("/api/models", authorization="Bearer c4nary")[0] == 200
+        assert server.get("/api/models", authorization="Bearer c4narY")[0] == 401
+        assert "c4nar" not in server.log and "c4nar" not in server.line
+
+
+def test_no_auth_warns(home: Path, tmp_path: Path) -> None:
+    with served(home, tmp_path, "--host", "0.0.0.0", "--no-auth") as server:
+        assert "WARNING" in server.log and "--no-auth" in server.log
+        assert server.get("/api/models")[0] == 200
+
+
+def test_one_log_line_a_request_without_prompts(home: Path, tmp_path: Path) -> None:
+    with served(home, tmp_path, MYLLM_LOG_LEVEL="debug") as server:
+        with server.send_chat("c4nary bird", stream=False, model="echo") as connection:
+            answer = parse_answer(read_until(connection, rb'"message"'))
+        server.get("/api/chat?model=echo&message=c4nary%20query", accept="text/event-stream")
+        server.get("/nope%0d%0aFAKE%1b[31m%e2%80%a8%c2%85x")
+        with server.send_chat(LONG) as connection:
+            read_until(connection, rb'"token":')
+        eventually(lambda: "499" in server.log)
+        log = server.log
+    lines = log.splitlines()
+    ours = [line for line in lines if "/api/" in line or "/nope" in line]
+    assert len(ours) == 4
+    assert re.search(r" POST /api/chat 200 \d+ ms [0-9a-f]{16}$", ours[0])
+    assert ours[0].endswith(answer.headers["x-request-id"])
+    assert re.search(r" GET /api/chat 200 \d+ ms ", ours[1])
+    assert r" GET /nope\r\nFAKE\x1b[31m\u2028\x85x 404 " in ours[2]
+    assert re.search(r" POST /api/chat 499 client gone \d+ ms ", ours[3])
+    assert "c4nary" not in log and "w17" not in log
+
+
+def test_reload_starts_again_when_code_changes(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "watched.py").write_text("x = 1\n")
+    with served(home, tmp_path, "--reload", MYLLM_API_KEY="k") as server:
+        eventually(lambda: _answers(server), 20)
+        assert server.get("/api/models")[0] == 401 and server.get("/api/models", **{"x-api-key": "k"})[0] == 200
+        before = set(psutil.Process(server.process.pid).children())
+        (tmp_path / "watched.py").write_text("x = 2\n")
+        eventually(lambda: not before <= set(psutil.Process(server.process.pid).children()), 15)
+        eventually(lambda: _answers(server), 20)
+        server.process.send_signal(signal.SIGINT)
+        assert server.wait() == 0
+
+
+def _answers(server: Served) -> bool:
+    try:
+        return server.get("/health")[0] == 200
+    except OSError:
+        return False
