@@ -50,7 +50,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """,
         "CREATE INDEX messages_by_turn ON messages (session, turn_key)",
         "CREATE INDEX messages_by_parent ON messages (parent)",
-        "CREATE VIRTUAL TABLE texts USING fts5 (session UNINDEXED, text, tokenize = 'unicode61 remove_diacritics 2')",
+        "CREATE VIRTUAL TABLE texts USING fts5 (text, tokenize = 'unicode61 remove_diacritics 2')",
     ),
 )
 

@@ -21,15 +21,15 @@ _UNSPACED = re.compile(
 _BORDER = "\u200b"
 
 
-def index_message(db: sqlite3.Connection, session: int, message_id: int, text: str) -> None:
-    """Make a new message of the session with this number findable."""
-    _index(db, message_id, session, text)
+def index_message(db: sqlite3.Connection, message_id: int, text: str) -> None:
+    """Make a new message findable."""
+    _index(db, message_id, text)
 
 
 def index_title(db: sqlite3.Connection, session: int, title: str) -> None:
-    """Make a session findable by this title, and no longer by the one before."""
+    """Make the session with this number findable by this title, and no longer by the one before."""
     db.execute("DELETE FROM texts WHERE rowid = ?", [-session])
-    _index(db, -session, session, title)
+    _index(db, -session, title)
 
 
 def remove_session(db: sqlite3.Connection, session: int) -> None:
@@ -43,17 +43,21 @@ def search(db: sqlite3.Connection, text: str, limit: int) -> list[tuple[int, str
     query = " ".join('"' + word.replace('"', '""') + '"' for word in dict.fromkeys(_searchable(text).split()))
     if not query:
         return []
+    rows = db.execute(
+        "SELECT coalesce(messages.session, -texts.rowid), texts.rowid FROM texts "
+        "LEFT JOIN messages ON messages.id = texts.rowid WHERE texts MATCH ? ORDER BY texts.rowid DESC",
+        [query],
+    )
     newest: dict[int, int] = {}
-    rows = db.execute("SELECT rowid, session FROM texts WHERE texts MATCH ? ORDER BY rowid DESC", [query])
     while len(newest) < limit and (row := rows.fetchone()):
-        newest.setdefault(row[1], row[0])
+        newest.setdefault(*row)
     rows.close()
     return [(session, _excerpt(db, query, rowid)) for session, rowid in newest.items()]
 
 
-def _index(db: sqlite3.Connection, rowid: int, session: int, text: str) -> None:
+def _index(db: sqlite3.Connection, rowid: int, text: str) -> None:
     if text:
-        db.execute("INSERT INTO texts (rowid, session, text) VALUES (?, ?, ?)", [rowid, session, _searchable(text)])
+        db.execute("INSERT INTO texts (rowid, text) VALUES (?, ?)", [rowid, _searchable(text)])
 
 
 def _searchable(text: str) -> str:
@@ -62,7 +66,7 @@ def _searchable(text: str) -> str:
 
 def _excerpt(db: sqlite3.Connection, query: str, rowid: int) -> str:
     (excerpt,) = db.execute(
-        f"SELECT snippet(texts, 1, '', '', '…', {_EXCERPT_WORDS}) FROM texts WHERE texts MATCH ? AND rowid = ?",
+        f"SELECT snippet(texts, 0, '', '', '…', {_EXCERPT_WORDS}) FROM texts WHERE texts MATCH ? AND rowid = ?",
         [query, rowid],
     ).fetchone()
     return " ".join(excerpt.replace(_BORDER, "").split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
@@ -51,7 +52,7 @@ class SQLiteStore(SessionStore):
         path = url.removeprefix("sqlite:///")
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path):
             raise ConfigError(f"session_url {path.split(':')[0]}:… is no SQLite file: write sqlite:///path or a path")
-        return cls(data_dir / Path(path or "sessions.db").expanduser())
+        return cls(data_dir / os.path.expanduser(path or "sessions.db"))
 
     def create(self, session_id: str, *, model: str = "", title: str = "") -> Session:
         """Make an empty session, or return the one that has this id already."""
@@ -273,7 +274,7 @@ def _insert_message(
             ],
         ).lastrowid
     )
-    fulltext.index_message(db, number, message_id, message.content)
+    fulltext.index_message(db, message_id, message.content)
     return message_id
 
 
