@@ -10,20 +10,17 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from http.client import HTTPException
-from urllib.parse import unquote
 
 from urllib3 import BaseHTTPResponse
-from urllib3.connection import HTTPConnection, HTTPSConnection, ProxyConfig
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
-from urllib3.util import Url, make_headers
-from urllib3.util import parse_url as parse_proxy
 
 from myllm_core import __version__
 from myllm_core.errors import InvalidRequest, NetworkError
+from myllm_core.transfer.proxies import proxied, proxy_for, proxy_headers
 from myllm_core.transfer.urls import Target, follow, is_public, lookup, mask_url, parse_url
 
 MAX_REDIRECTS = 10
@@ -99,7 +96,7 @@ class HttpClient:
             target = parse_url(url)
         except ValueError as error:
             raise NetworkError(f"{mask_url(url)}: {error}") from None
-        first, deadline, public = target.origin, time.monotonic() + (patience or 600.0), False
+        deadline, public = time.monotonic() + (patience or 600.0), False
         private = _own_headers(headers or {}, target)
         for _ in range(MAX_REDIRECTS + 1):
             response, public = self._hop(target, {**private, **(own or {})}, public, deadline)
@@ -108,11 +105,12 @@ class HttpClient:
                 return _plain(response)
             response.close()
             try:
-                target = follow(target, location)
+                new = follow(target, location)
             except ValueError as error:
                 raise NetworkError(f"{response.shown}: refused to follow a redirect: {error}") from None
-            if target.origin != first:  # and never back again: what comes after a stranger is a stranger's wish
-                private, first = {}, target.origin
+            if new.origin != target.origin:
+                private = {}  # for good: where a stranger leads to is a stranger's wish, even when it is back
+            target = new
         raise NetworkError(f"{mask_url(url)}: more than {MAX_REDIRECTS} redirects")
 
     def _hop(
@@ -120,15 +118,15 @@ class HttpClient:
     ) -> tuple[Response, bool]:
         shown = mask_url(target.url)
         left = max(0.1, min(self.connect_timeout, deadline - time.monotonic()))
-        proxy = _proxy_for(target)
+        path, proxy = target.path, proxy_for(target)
         if proxy:
             public = self._check_proxied(target, was_public, left)
-            connection, path = self._through(proxy, target, left), _proxied_path(proxy, target)
+            connection = proxied(proxy, target, left, self._context())
+            _open(connection, f"{target.authority} through the proxy {connection.host}:{connection.port}")
             if target.scheme == "http":
-                headers = {**headers, **_proxy_headers(proxy)}
+                path, headers = target.url, {**headers, **proxy_headers(proxy)}
         else:
             connection, public = self._connect(target, was_public, left)
-            path = target.path
         wait = min(self.stall_timeout, max(0.1, deadline - time.monotonic()))
         try:
             return Response(target.url, connection, self._ask(connection, path, target, headers, wait)), public
@@ -166,22 +164,18 @@ class HttpClient:
         allowed = [address for address in addresses if is_public(address) or not was_public]
         if not allowed:
             raise NetworkError(f"refused to follow a redirect from the internet to the private address {target.host}")
-        failure: Exception | None = None
+        failure: Unreachable | None = None
         for number, address in enumerate(allowed[:4]):
             share = max(0.1, (deadline - time.monotonic()) / (min(4, len(allowed)) - number))
             connection = self._connection(target, address, share)
             try:
-                connection.connect()
-            except _FAILURES as error:
-                connection.close()
+                _open(connection, target.authority)
+            except Unreachable as error:
                 failure = error
-            except BaseException:
-                connection.close()
-                raise
             else:
                 return connection, is_public(address)
         assert failure is not None
-        raise _unreachable(target.authority, failure)
+        raise failure
 
     def _connection(self, target: Target, address: str, timeout: float) -> HTTPConnection:
         if target.scheme == "http":
@@ -205,40 +199,23 @@ class HttpClient:
             raise NetworkError(f"refused to follow a redirect from the internet to the private address {target.host}")
         return True
 
-    def _through(self, proxy: Url, target: Target, timeout: float) -> HTTPConnection:
-        host, port = str(proxy.host).strip("[]"), proxy.port or (443 if proxy.scheme == "https" else 80)
-        config = ProxyConfig(self._context(), False, None, None)
-        if target.scheme == "https":
-            connection: HTTPConnection = HTTPSConnection(
-                host,
-                port,
-                timeout=timeout,
-                proxy=proxy,
-                proxy_config=config,
-                server_hostname=target.host,
-                ssl_context=self._context(),
-            )
-            connection.set_tunnel(target.host, target.port, _proxy_headers(proxy), scheme=str(proxy.scheme))
-        elif proxy.scheme == "https":
-            connection = HTTPSConnection(host, port, timeout=timeout, proxy=proxy, proxy_config=config)
-        else:
-            connection = HTTPConnection(host, port, timeout=timeout, proxy=proxy)
-        try:
-            connection.connect()
-        except _FAILURES as error:
-            connection.close()
-            raise _unreachable(f"{target.authority} through the proxy {host}:{port}", error) from None
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
     def _context(self) -> ssl.SSLContext:
         if self._tls is None:
             import truststore  # python.org's Python on a Mac has no certificates of its own, and companies add theirs
 
             self._tls = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         return self._tls
+
+
+def _open(connection: HTTPConnection, where: str) -> None:
+    try:
+        connection.connect()
+    except _FAILURES as error:
+        connection.close()
+        raise _unreachable(where, error) from None
+    except BaseException:
+        connection.close()
+        raise
 
 
 def _own_headers(headers: Mapping[str, str], target: Target) -> dict[str, str]:
@@ -258,25 +235,6 @@ def _plain(response: Response) -> Response:
         response.close()
         raise NetworkError(f"{response.shown}: the server compresses the file ({encoding[:40]}), which isn't accepted")
     return response
-
-
-def _proxy_for(target: Target) -> Url | None:
-    proxies = urllib.request.getproxies()
-    address = proxies.get(target.scheme) or proxies.get("all")
-    if not address or urllib.request.proxy_bypass(target.host):
-        return None
-    proxy = parse_proxy(address if "://" in address else f"http://{address}")
-    if proxy.scheme not in ("http", "https") or not proxy.host:
-        raise NetworkError(f"the proxy {mask_url(address)} can't be used: only http and https proxies can")
-    return proxy
-
-
-def _proxy_headers(proxy: Url) -> dict[str, str]:
-    return dict(make_headers(proxy_basic_auth=unquote(proxy.auth))) if proxy.auth else {}
-
-
-def _proxied_path(proxy: Url, target: Target) -> str:
-    return target.url if target.scheme == "http" else target.path
 
 
 def _unreachable(host: str, error: Exception) -> NetworkError:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from myllm_core.catalog import CatalogEntry
 from myllm_core.downloader import Resolution
-from myllm_core.errors import IntegrityError
+from myllm_core.errors import IntegrityError, MyllmError
 from myllm_core.models.disk import storage_errors
 from myllm_core.models.inspect import Inspection, inspect_files
 from myllm_core.models.manifest import Manifest, Model, ModelFile
@@ -44,12 +44,20 @@ def install(store: ModelStore, what: Description, fetched: Sequence[Fetched]) ->
         inspection = inspect_files(staged, [file.path for file in fetched], what.resolution.format)
         return store.commit(_manifest(what, inspection, staged.name, fetched))
     except BaseException as error:
-        if not isinstance(error, IntegrityError):
-            _take_back(staged, fetched)
-        shutil.rmtree(staged, ignore_errors=True)
-        with suppress(OSError):
-            staged.parent.rmdir()  # only when nothing else is in it
+        if not _is_committed(store, what.name, staged):  # Ctrl+C may come after that, while old files are deleted
+            if not isinstance(error, IntegrityError):
+                _take_back(staged, fetched)
+            shutil.rmtree(staged, ignore_errors=True)
+            with suppress(OSError):
+                staged.parent.rmdir()  # only when nothing else is in it
         raise
+
+
+def _is_committed(store: ModelStore, name: str, staged: Path) -> bool:
+    try:
+        return any(staged in path.parents for path in store.get(name).paths)
+    except MyllmError:
+        return False
 
 
 def _put(source: Path, target: Path) -> None:

@@ -24,7 +24,7 @@ import psutil
 from myllm_core.models.disk import storage_errors, sync_folder, write_atomically
 
 _FORGOTTEN_AFTER = 14 * 24 * 3600.0
-_FOREIGN_ALIVE = 3600.0
+_FOREIGN_ALIVE = 600.0
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ import pytest
 
 from support.gguf import small_gguf
 from support.pulling import Puller, StartServer
-from support.wild_server import Exchange, WildServer
+from support.wild_server import Exchange, Handler, WildServer
 
 DATA = small_gguf(2_000_000)
 
@@ -157,24 +157,40 @@ def test_g7_ctrl_c_before_the_server_answers(serve: StartServer, puller: Puller)
     assert time.monotonic() - begin < 2
 
 
+def together(requests: int) -> Handler:
+    """The file, the end of it only when so many requests have come."""
+
+    def handler(exchange: Exchange) -> None:
+        exchange.head(Content_Length=len(DATA), ETag='"v1"')
+        sent, until = 0, time.monotonic() + 30
+        while len(exchange.server.seen) < requests and time.monotonic() < until:
+            exchange.send(DATA[sent : sent + 1000])
+            sent += 1000
+            exchange.wait(0.1)
+        exchange.slowly(DATA[sent:], 5, 0.5)
+
+    return handler
+
+
 def test_g11_three_pulls_at_once_fetch_once(serve: StartServer, puller: Puller) -> None:
-    server = serve(slow)
+    server = serve(together(4))  # each asks what is there, one fetches
     processes = [start(puller, server) for _ in range(3)]
     results = [finish(process) for process in processes]
     assert [code for code, _ in results] == [0, 0, 0], results
     (model,) = puller.store.list_models()
     assert puller.bytes_of(model) == DATA
-    assert sum("waiting for it" in out for _, out in results) >= 1
-    assert sum("installed already" in out for _, out in results) == 2
+    assert len(server.seen) == 4
+    assert sum("waiting for it" in out for _, out in results) >= 1, results
+    assert sum("installed already" in out for _, out in results) == 2, results
     assert list(puller.store.partials_dir.iterdir()) == []
 
 
 def test_g11_even_where_locks_do_nothing(serve: StartServer, puller: Puller) -> None:
-    server = serve(slow)
+    server = serve(together(6))  # all three fetch
     processes = [start(puller, server, NO_LOCKS) for _ in range(3)]
     results = [finish(process) for process in processes]
     assert [code for code, _ in results] == [0, 0, 0], results
-    assert not any("waiting for it" in out for _, out in results)
+    assert len(server.seen) == 6
     (model,) = puller.store.list_models()
     assert puller.bytes_of(model) == DATA
     assert model.manifest.files[0].sha256 == hashlib.sha256(DATA).hexdigest()

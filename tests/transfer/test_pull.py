@@ -108,6 +108,30 @@ def test_a_damaged_model_is_fetched_again(serve: StartServer, puller: Puller, ad
     assert puller.bytes_of(puller("tiny")) == DATA
 
 
+@pytest.mark.parametrize("moment", ["inspect_files", "ModelStore.commit", "_collect"])
+def test_ctrl_c_while_the_model_is_put_in_place(
+    serve: StartServer, puller: Puller, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    server = serve(good)
+    old = puller(server.url())
+    owner = "transfer.install" if moment == "inspect_files" else "models.store"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"myllm_core.{owner}.{moment}", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            puller(server.url(), force=True)
+    (there,) = puller.store.list_models()
+    assert puller.bytes_of(there) == DATA
+    assert (there.paths == old.paths) is (moment != "_collect")
+    assert puller.partial_bytes == (0 if moment == "_collect" else len(DATA))
+    server.seen.clear()
+    puller(server.url(), force=True)
+    assert len(server.seen) == (2 if moment == "_collect" else 1)  # what was here was used
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_unknown_names(puller: Puller, add_plugin: AddPlugin) -> None:
     add_plugin(catalog(("odd:x", "")))
     with pytest.raises(ModelNotFound, match=r"did you mean tiny.*myllm pull --list") as caught:
