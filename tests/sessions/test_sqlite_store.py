@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -100,6 +101,36 @@ def test_order_comes_from_the_calls_when_the_clock_jumps_back(
     store.append("second", [said("q")], parent=None, key="1")
     assert [session.id for session in store.list_sessions()] == ["second", "first", "third"]
     assert store.path("first") == one + two
+
+
+def test_no_call_walks_through_a_whole_table(tmp_path: Path) -> None:
+    path = tmp_path / "sessions.db"
+    statements: dict[str, Any] = {}
+
+    class Spied(sqlite3.Connection):
+        def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+            if sql.split()[0] in ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH") and "sqlite_master" not in sql:
+                statements[sql] = parameters
+            return super().execute(sql, *parameters)
+
+    def connect(*arguments: Any, **keywords: Any) -> sqlite3.Connection:
+        return sqlite3.connect(*arguments, factory=Spied, **keywords)
+
+    store = SQLiteStore(path, connect)
+    store.create("s", title="t")
+    first = store.append("s", turn("q", "a"), parent=None, key="k")
+    store.set_tip("s", first[0].id)
+    store.path("s", first[1].id)
+    store.list_sessions(offset=1)
+    store.search("q")
+    store.import_(store.export("s"), "t")
+    store.delete("s")
+    store.close()
+    assert len(statements) > 15
+    with closing(sqlite3.connect(path)) as db:
+        for sql, parameters in statements.items():
+            plan = " ".join(row[3] for row in db.execute("EXPLAIN QUERY PLAN " + sql, *parameters))
+            assert not re.search(r"SCAN (messages|sessions)(?! USING INDEX)", plan), (sql, plan)
 
 
 @pytest.mark.parametrize(
