@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -11,8 +11,10 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 
 from myllm_core import __version__
+from myllm_core.errors import PluginError
 from myllm_core.plugins import Plugins
 from myllm_core.runtime.runtime import Runtime
 from myllm_core.settings import Settings
@@ -83,10 +85,22 @@ def create_app(
 
 
 def _include_plugins(app: FastAPI, plugins: Plugins) -> None:
+    taken = set(_paths(app.routes))
     routers: list[Any] = plugins.routes()
     for router in routers:
         try:
-            json_bytes(get_openapi(title="", version="", routes=router.routes))  # what /docs can't show breaks it
+            paths = _paths(router.routes)
+            if clash := sorted(taken & paths):
+                raise PluginError(f"the path {clash[0]} is taken")
             app.include_router(router)
         except Exception as error:  # noqa: BLE001 - a stranger's router may be anything
             logger.warning("a plugin's routes can't be used: %s: %s", type(error).__name__, error)
+        else:
+            taken |= paths
+
+
+def _paths(routes: Sequence[BaseRoute]) -> set[str]:
+    """The documented paths of ``routes``; fails for routes that would break ``/docs``."""
+    document = get_openapi(title="", version="", routes=routes)
+    json_bytes(document)
+    return set(document["paths"])

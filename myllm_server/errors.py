@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -16,7 +16,8 @@ from starlette.types import Scope
 
 from myllm_core.errors import MyllmError
 
-_CODES = {404: "not_found", 405: "method_not_allowed", 422: "invalid_request"}
+_MAX_NAME = 60
+_CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed"}
 
 
 class HttpError(Exception):
@@ -59,10 +60,28 @@ def as_http(error: BaseException) -> HttpError:
         if error.http_status == HTTPStatus.SERVICE_UNAVAILABLE:
             headers["retry-after"] = str(_seconds(error.data.get("retry_after")))
         return HttpError(error.http_status, error.code, error.message, headers=headers, data=error.data)
+    if isinstance(error, RequestValidationError):
+        return refusal(error)
     if isinstance(error, HTTPException):
         code = _CODES.get(error.status_code, "http_error")
         return HttpError(error.status_code, code, str(error.detail), headers=error.headers)
     return HttpError(500, "internal_error", "something went wrong here; the server's log says what")
+
+
+def refusal(error: RequestValidationError, known: Sequence[str] | None = None) -> HttpError:
+    """One line for the first thing wrong with a request; ``known`` are the fields that an unknown one could be."""
+    problems = error.errors()
+    first = problems[0]
+    if first["type"] == "json_invalid":
+        return HttpError(400, "invalid_json", "the body is no JSON")
+    path = [part for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    where = ".".join(str(part) for part in path)[:_MAX_NAME] or "the body"
+    if known is not None:
+        return HttpError(422, "unknown_field", f"unknown field {where}; known: {', '.join(known) or 'none'}")
+    message = f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    if len(problems) > 1:
+        message += f" (and {len(problems) - 1} more)"
+    return HttpError(422, "invalid_request", message)
 
 
 def _seconds(value: object) -> int:

@@ -122,11 +122,11 @@ _LOADED = {
     "engine": "llamacpp",
     "pid": 4711,
     "context_size": 2048,
-    "running": 1,
+    "running": 0,
     "queued": 0,
     "memory": 210763776,
     "loaded_at": "2026-01-01T12:00:00+00:00",
-    "expires_in": None,
+    "expires_in": 287.5,
 }
 MODELS = _answer("The installed models", {"models": [_MODEL_ENTRY]})
 MODEL = _answer("The model", _MODEL_ENTRY)
@@ -150,6 +150,8 @@ SESSION = _answer(
         "messages": [
             {"id": 1, "parent_id": None, "role": "user", "content": "Why is the sky blue?", "status": "complete",
              "created_at": "2026-01-01T12:00:00Z"},
+            {"id": 2, "parent_id": 1, "role": "assistant", "content": "Blue light scatters most.",
+             "status": "complete", "created_at": "2026-01-01T12:00:05Z"},
         ],
     },
 )  # fmt: skip

@@ -13,7 +13,6 @@ from starlette.responses import Response
 from myllm_core.types import (
     Event,
     Finish,
-    Message,
     PositionLogprobs,
     ReasoningDelta,
     TextDelta,
@@ -52,7 +51,12 @@ async def chat(
     messages = [message.to_core() for message in body.messages]
     session_id = body.session_id or uuid.uuid4().hex
     events = runtime_of(request).chat(
-        body.model, messages, options=body.options, session_id=session_id, turn_key=idempotency_key
+        body.model,
+        messages,
+        options=body.options,
+        session_id=session_id,
+        turn_key=idempotency_key,
+        client=_client(request, body.session_id),
     )
     about = {"session_id": session_id, "model": body.model}
     if body.stream:
@@ -61,7 +65,7 @@ async def chat(
     return json_response({"message": _message(reply), **about, **_outcome(finish), **_logprobs(reply)})
 
 
-@router.get("/chat", tags=["chat"], responses=examples.CHAT_STREAM)
+@router.get("/chat", tags=["chat"], responses=examples.CHAT_STREAM, response_class=Response)
 async def chat_by_query(request: Request, query: Annotated[ChatQuery, Query()]) -> Response:
     """Answer one message, for a browser's `EventSource`, which can only GET.
 
@@ -73,7 +77,9 @@ async def chat_by_query(request: Request, query: Annotated[ChatQuery, Query()]) 
     if "last-event-id" in request.headers:
         return Response(status_code=204)
     session_id = query.session_id or uuid.uuid4().hex
-    events = runtime_of(request).chat(query.model, [Message("user", query.message)], session_id=session_id)
+    events = runtime_of(request).chat(
+        query.model, query.message, session_id=session_id, client=_client(request, query.session_id)
+    )
     return _stream(request, events, {"session_id": session_id, "model": query.model}, event_id=request.state.request_id)
 
 
@@ -82,7 +88,7 @@ async def generate(
     request: Request, body: Annotated[GenerateBody, Body(openapi_examples=examples.GENERATE_BODIES)]
 ) -> Response:
     """Continue a raw prompt, without chat template and session."""
-    events = runtime_of(request).generate(body.model, body.prompt, options=body.options)
+    events = runtime_of(request).generate(body.model, body.prompt, options=body.options, client=_client(request))
     about = {"model": body.model}
     if body.stream:
         return _stream(request, events, about)
@@ -100,6 +106,11 @@ async def embeddings(
     vectors = made.vectors[0] if isinstance(body.input, str) else made.vectors
     usage = _usage(Usage(prompt_tokens=made.prompt_tokens))
     return json_response({"embeddings": vectors, "model": body.model, "usage": usage})
+
+
+def _client(request: Request, session_id: str | None = None) -> str:
+    """Whose turn a request takes when a model is busy: its session's, else its address's."""
+    return f"{request.client.host if request.client else ''} {session_id or ''}"
 
 
 def _stream(

@@ -14,9 +14,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from myllm_server.errors import HttpError
-
-_MAX_NAME = 60
+from myllm_server.errors import HttpError, refusal
 
 
 def parse_json(body: bytes) -> Any:
@@ -66,22 +64,11 @@ class StrictRoute(APIRoute):
             try:
                 return await handle(read)
             except RequestValidationError as error:
-                raise self._refusal(error) from None
+                first = error.errors()[0]
+                known = self._known(first["loc"]) if first["type"] == "extra_forbidden" else None
+                raise refusal(error, known) from None
 
         return strict
-
-    def _refusal(self, error: RequestValidationError) -> HttpError:
-        problems = error.errors()
-        first = problems[0]
-        path = [part for part in first["loc"] if part not in ("body", "query", "path", "header")]
-        where = ".".join(str(part) for part in path)[:_MAX_NAME] or "the body"
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(self._known(first["loc"])) or "none"
-            return HttpError(422, "unknown_field", f"unknown field {where}; known: {known}")
-        message = f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-        if len(problems) > 1:
-            message += f" (and {len(problems) - 1} more)"
-        return HttpError(422, "invalid_request", message)
 
     def _known(self, where: tuple[int | str, ...]) -> list[str]:
         """The fields that the object at ``where`` (a place in the request) may have."""

@@ -1,0 +1,122 @@
+"""`/docs`: complete, usable without a network, with examples that work as they stand."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from myllm_core.options import Options
+from support.server import LiveServer, StartServer, install_echo
+
+METHODS = {"get", "post", "put", "patch", "delete"}
+
+
+@pytest.fixture(scope="module")
+def document(live: LiveServer) -> dict[str, Any]:
+    return dict(live.get("/openapi.json").json)
+
+
+def operations(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    return [
+        (method, path, operation)
+        for path, item in document["paths"].items()
+        for method, operation in item.items()
+        if method in METHODS
+    ]
+
+
+def test_every_route_of_the_design_is_there(document: dict[str, Any]) -> None:
+    assert {(method, path) for method, path, _ in operations(document)} >= {
+        ("post", "/api/chat"),
+        ("get", "/api/chat"),
+        ("post", "/api/generate"),
+        ("post", "/api/embeddings"),
+        ("get", "/api/models"),
+        ("get", "/api/models/{name}"),
+        ("post", "/api/models/{name}/load"),
+        ("post", "/api/models/{name}/unload"),
+        ("get", "/api/ps"),
+        ("get", "/api/sessions"),
+        ("get", "/api/sessions/{session_id}"),
+        ("delete", "/api/sessions/{session_id}"),
+        ("get", "/health"),
+    }
+
+
+def test_every_operation_is_described_with_examples(document: dict[str, Any]) -> None:
+    for method, path, operation in operations(document):
+        if not path.startswith("/api/"):
+            continue
+        where = f"{method} {path}"
+        assert operation["description"].strip(), where
+        assert operation["tags"], where
+        answers = operation["responses"]
+        assert all("example" in content for content in answers["200"]["content"].values()), where
+        assert {"404", "422", "4XX", "5XX"} <= answers.keys(), where
+        assert "HTTPValidationError" not in json.dumps(operation), where
+        fields = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+        if "$ref" in fields.get("schema", {}):
+            assert fields["examples"], where
+
+
+def test_every_option_is_described(document: dict[str, Any]) -> None:
+    described = document["components"]["schemas"]["Options"]["properties"]
+    assert described.keys() == Options.model_fields.keys()
+    assert all(option["description"] for option in described.values())
+
+
+def test_every_example_works_as_it_stands(start: StartServer, document: dict[str, Any], tmp_path: Path) -> None:
+    """With a model of the name that the examples use."""
+    models = tmp_path / "models"
+    install_echo(models, "smollm2:135m", options={})
+    tried = 0
+    with start(models_dir=models) as server:
+        for method, path, operation in operations(document):
+            content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+            for example in content.get("examples", {}).values():
+                tried += 1
+                answer = server.request(method.upper(), path, example["value"])
+                expected = "application/json" if example["value"].get("stream") is False else "text/event-stream"
+                if path == "/api/embeddings":
+                    expected = "application/json"
+                assert answer.status == 200, (path, answer.body)
+                assert answer.headers["content-type"].startswith(expected)
+                documented = operation["responses"]["200"]["content"][expected]["example"]
+                if expected == "application/json":
+                    assert answer.json.keys() - {"seed", "context"} == documented.keys() - {"seed", "context"}
+    assert tried == 7
+
+
+def test_answers_look_as_documented(live: LiveServer, document: dict[str, Any]) -> None:
+    session = live.chat("hello").json["session_id"]
+    for path, got in (
+        ("/api/models", live.get("/api/models")),
+        ("/api/models/{name}", live.get("/api/models/echo")),
+        ("/api/ps", live.get("/api/ps")),
+        ("/api/sessions", live.get("/api/sessions")),
+        ("/api/sessions/{session_id}", live.get(f"/api/sessions/{session}")),
+    ):
+        example = document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["example"]
+        assert shape(got.json) == shape(example), path
+
+
+def shape(value: Any) -> Any:
+    """The keys of a document, of its lists' last entries only; what differs from call to call is left out."""
+    if isinstance(value, dict):
+        return {key: shape(inner) for key, inner in value.items() if key != "meta"}
+    if isinstance(value, list):
+        return [shape(value[-1])] if value else []
+    return None
+
+
+def test_docs_need_no_other_server(live: LiveServer) -> None:
+    page = live.get("/docs")
+    assert page.status == 200
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page.body.decode())
+    assert len(loaded) >= 3 and all(address.startswith("/") for address in loaded), loaded
+    for address in loaded:
+        assert live.get(address).status == 200
