@@ -81,9 +81,12 @@ def _parse(reference: str, schemes: frozenset[str]) -> Reference:
     try:
         return parse_reference(reference, schemes)
     except InvalidReference as error:
-        if reference.isprintable() and os.path.exists(reference):
-            raise InvalidReference(f"to pull the file {reference}, write ./{reference}") from None
-        raise error
+        raise _file_hint(reference) or error from None
+
+
+def _file_hint(text: str) -> InvalidReference | None:
+    is_path = text.isprintable() and os.path.exists(text)
+    return InvalidReference(f"to pull the file {text}, write ./{text}") if is_path else None
 
 
 def _unknown(parsed: Reference, catalog: Sequence[CatalogEntry], store: ModelStore) -> MyllmError:
@@ -93,6 +96,9 @@ def _unknown(parsed: Reference, catalog: Sequence[CatalogEntry], store: ModelSto
             f"{installed.name} is not in the catalogue; to pull it again: "
             f"myllm pull {installed.manifest.source or 'SOURCE'} --name {installed.name} --force"
         )
+    hint = _file_hint(parsed.text)
+    if hint:
+        return hint
     names = [known.removesuffix(f":{DEFAULT_TAG}") for entry in catalog for known in (entry.name, *entry.aliases)]
     close = difflib.get_close_matches(parsed.rest.removesuffix(f":{DEFAULT_TAG}"), names, n=3, cutoff=0.6)
     meant = f"; did you mean {' or '.join(close)}?" if close else ";"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -149,13 +151,15 @@ def test_a_name_that_was_pulled_from_elsewhere(serve: StartServer, puller: Pulle
         puller("mine", force=True)
 
 
-def test_a_file_that_looks_like_a_name(puller: Puller, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(str(tmp_path))
-    with open("My_Model!.gguf", "wb") as file:
-        file.write(DATA)
-    with pytest.raises(InvalidReference, match=r"write \./My_Model!\.gguf"):
-        puller("My_Model!.gguf")
-    assert puller("./My_Model!.gguf").name == "my_model:latest"
+@pytest.mark.parametrize("name", ["My_Model!.gguf", "model.gguf"])
+def test_a_file_that_looks_like_a_name(
+    puller: Puller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(DATA)
+    with pytest.raises(InvalidReference, match=re.escape(f"write ./{name}")):
+        puller(name)
+    assert puller.bytes_of(puller(f"./{name}")) == DATA
 
 
 # --- several sources ---
