@@ -14,6 +14,7 @@ from uvicorn import Config  # noqa: TID253 - this module is imported inside serv
 from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: TID253
 
 from myllm_server.errors import HttpError, json_bytes
+from myllm_server.log import logger
 
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _HEAD_END = re.compile(rb"\n\r?\n")
@@ -124,6 +125,7 @@ class HttpProtocol(H11Protocol):
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             identity = secrets.token_hex(8)
+            logger.info("- - %d %s %s", error.status, error.code, identity)
             content = json_bytes(error.body(identity))
             headers = [
                 (b"content-type", b"application/json"),

@@ -214,6 +214,9 @@ def test_one_log_line_a_request_without_prompts(home: Path, tmp_path: Path) -> N
             answer = parse_answer(read_until(connection, rb'"message"'))
         server.get("/api/chat?model=echo&message=c4nary%20query", accept="text/event-stream")
         server.get("/nope%0d%0aFAKE%1b[31m%e2%80%a8%c2%85x")
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(b"c4nary\r\n\r\n")
+            read_all(connection)
         with server.send_chat(LONG) as connection:
             read_until(connection, rb'"token":')
         eventually(lambda: "499" in server.log)
@@ -225,6 +228,7 @@ def test_one_log_line_a_request_without_prompts(home: Path, tmp_path: Path) -> N
     assert ours[0].endswith(answer.headers["x-request-id"])
     assert re.search(r" GET /api/chat 200 \d+ ms ", ours[1])
     assert r" GET /nope\r\nFAKE\x1b[31m\u2028\x85x 404 " in ours[2]
+    assert re.search(r" - - 400 invalid_http [0-9a-f]{16}$", log, re.MULTILINE)
     assert re.search(r" POST /api/chat 499 client gone \d+ ms ", ours[3])
     assert "c4nary" not in log and "w17" not in log
 

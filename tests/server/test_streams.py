@@ -104,7 +104,7 @@ def test_comments_keep_a_silent_stream_alive(start: StartServer) -> None:
         body = raw.partition(b"\r\n\r\n")[2]
         events = [line for line in body.split(b"\r\n") if line.startswith((b":", b"data"))]
         before_first = events.index(next(e for e in events if e.startswith(b"data")))
-        assert 3 <= before_first <= 8  # about 7 in 0.7 s
+        assert before_first >= 3  # about 7 in 0.7 s, and more while it loads
         assert events[before_first + 1].startswith(b":")
         assert set(e for e in events if e.startswith(b":")) == {b":\n\n"}
 
