@@ -12,21 +12,21 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Self, TypeVar
 from weakref import WeakValueDictionary
 
-from myllm_core.errors import InvalidRequest, UnsupportedError
+from myllm_core.errors import InvalidRequest, MyllmError, UnsupportedError
 from myllm_core.models.manifest import Model
 from myllm_core.models.store import ModelStore
 from myllm_core.options import Options, merge, sampling
 from myllm_core.plugins import Plugins, load_plugins
 from myllm_core.runtime.pool import Pool
 from myllm_core.runtime.slot import Lease, Loaded
-from myllm_core.session_store import SessionStore
-from myllm_core.sessions.conversation import Turn, check_session_id, keep_turn, plan_turn
+from myllm_core.session_store import SessionStore, check_session_id
+from myllm_core.sessions.conversation import Turn, keep_turn, plan_turn
 from myllm_core.settings import Settings, load_settings
 from myllm_core.types import (
     ChatRequest,
@@ -231,13 +231,22 @@ class Runtime:
                         case ReasoningDelta():
                             reasoning.append(event.text)
                         case Finish():
-                            await asyncio.shield(keep(event))
                             kept = True
+                            event = await _or_error(event, keep(event))
                     yield event
         except (GeneratorExit, asyncio.CancelledError):
             if not kept:
                 await asyncio.shield(keep(Finish("cancelled")))
             raise
+
+
+async def _or_error(finish: Finish, keeping: Coroutine[Any, Any, None]) -> Finish:
+    """The finish, or one that says that the turn couldn't be stored."""
+    try:
+        await asyncio.shield(keeping)
+    except MyllmError as error:
+        return replace(finish, reason="error", error=finish.error or error)
+    return finish
 
 
 def _request(

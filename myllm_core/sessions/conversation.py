@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +10,7 @@ from myllm_core.errors import InvalidRequest, SessionConflict
 from myllm_core.session_store import NewMessage, SessionStore, Status, StoredMessage
 from myllm_core.types import Finish, Message
 
-_SESSION_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
-
-
-def check_session_id(session_id: str) -> str:
-    """The id, when it can be one. Raises ``InvalidRequest``."""
-    if not _SESSION_ID.fullmatch(session_id):
-        raise InvalidRequest("a session id is 1 to 128 letters, digits, dots, dashes or underscores")
-    return session_id
+_TRIES = 20  # another process may move the tip between our two calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +35,21 @@ def plan_turn(path: Sequence[StoredMessage], messages: Sequence[Message]) -> Tur
         new = new[len(stored) :]
     elif stored and stored[0].role == "system" and new and _same(stored[:1], new[:1]):
         new = new[1:]
+    for message in new:
+        _check_text(message.content)
     whole = (*stored, *new)
     if not whole or whole[-1].role in ("assistant", "system"):
         raise InvalidRequest("there is nothing to answer; the last message must come from the user (or a tool)")
     return Turn(whole, tuple(new), path[-1].id if path else None)
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"a message has half a surrogate pair at character {error.start}, which isn't Unicode text; remove it"
+        ) from None
 
 
 def _same(one: Sequence[Message], other: Sequence[Message]) -> bool:
@@ -74,8 +77,9 @@ def keep_turn(
     if finish.context is not None and finish.context.dropped:
         meta["dropped"] = list(finish.context.dropped)
     messages = [*(NewMessage(message) for message in turn.new), NewMessage(reply, status, meta)]
-    try:
-        return store.append(session_id, messages, parent=turn.parent, key=key)
-    except SessionConflict:
-        store.set_tip(session_id, turn.parent)
-        return store.append(session_id, messages, parent=turn.parent, key=key)
+    for _ in range(_TRIES):
+        try:
+            return store.append(session_id, messages, parent=turn.parent, key=key)
+        except SessionConflict:
+            store.set_tip(session_id, turn.parent)
+    return store.append(session_id, messages, parent=turn.parent, key=key)
