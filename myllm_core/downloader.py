@@ -35,8 +35,8 @@ class Resolution:
     """What a reference means: the files, and what else the source says about the model.
 
     ``name`` is the name to install it under when the user gives none. ``source`` is the reference in full,
-    ``revision`` what pins it (a commit, a version, an ETag). ``format`` is needed only where the core can't tell it from
-    the files (it knows ``gguf``, ``safetensors`` and ``onnx``).
+    ``revision`` what pins it (a commit, a version, an ETag). ``format`` is needed only where the files don't tell
+    (the core knows ``gguf``, ``safetensors`` and ``onnx``).
     """
 
     files: tuple[RemoteFile, ...]
