@@ -29,6 +29,7 @@ CATALOG: list[CatalogEntry] = [
         size=105_454_432,
         context_size=8192,
         licence="apache-2.0",
+        system="You are a helpful assistant.",
         options=_SMOLLM2,
     ),
     CatalogEntry(
