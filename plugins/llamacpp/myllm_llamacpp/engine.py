@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from myllm_core import Embeddings, MemoryEstimate, Model, ModelFacts, Sequence, Support, TokenEngine, TokenOut
 from myllm_core.engine import LoadProgress
-from myllm_core.errors import EngineError, EngineMissing, UnsupportedError
+from myllm_core.errors import EngineError, EngineMissing, OutOfMemory, UnsupportedError
 from myllm_core.types import Sampling
 from myllm_llamacpp.options import LOAD_OPTIONS, LoadSettings, parse_load_options
 
@@ -86,7 +86,7 @@ class LlamaCppEngine(TokenEngine):
         kind = headers[0].metadata.get("general.type", "model")
         if kind != "model":
             raise EngineError(f"{weights[0].name} is of type {kind}, which can't be run by itself; pull a model")
-        return cls._load(weights, settings, _tokens(headers[0], weights, settings), progress)
+        return cls._load(weights, settings, _room(headers[0], weights, settings), progress)
 
     @classmethod
     def _load(cls, weights: list[Path], settings: LoadSettings, tokens: int, progress: LoadProgress) -> Self:
@@ -156,11 +156,22 @@ class LlamaCppEngine(TokenEngine):
         self._model.close()
 
 
-def _tokens(header: Any, weights: list[Path], settings: LoadSettings) -> int:
+def _room(header: Any, weights: list[Path], settings: LoadSettings) -> int:
+    """The tokens of cache to allocate. Raises ``OutOfMemory``: Linux would grant the memory, then kill the process."""
     from myllm_llamacpp import hardware, memory
 
-    size = sum(path.stat().st_size for path in weights)
-    return memory.shape_of(header).context(settings, size, hardware.free_memory())
+    size, free = sum(path.stat().st_size for path in weights), hardware.free_memory()
+    shape = memory.shape_of(header)
+    on_gpu = settings.n_gpu_layers != 0 and memory.has_gpu_backend()
+    needed = sum(shape.total(settings, size, free)) + (0 if settings.use_mmap else size)
+    if needed > free and not on_gpu:
+        raise OutOfMemory(
+            f"the context needs {needed / 2**20:.0f} MiB of memory and {free / 2**20:.0f} are free; "
+            "set a smaller n_ctx, n_parallel or n_batch, or type_k and type_v q8_0",
+            needed=needed,
+            free=free,
+        )
+    return shape.context(settings, size, free)
 
 
 def _context(model: LlamaModel, settings: LoadSettings, tokens: int) -> Context | None:

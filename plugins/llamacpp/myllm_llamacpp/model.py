@@ -259,11 +259,12 @@ _CAUSES = (
     (r"invalid magic|not a GGUF|failed to read magic", "it isn't a GGUF file; pull the model again"),
     (r"not within the file bounds|corrupted|incomplete|failed to read|unexpectedly reached end",
      "its file is damaged or incomplete; pull the model again"),
-    (r"(missing tensor '[^']*'|wrong number of tensors[^\n]*|wrong shape[^\n]*|key not found[^\n]*)",
+    (r"(missing tensor '[^']*'|tensor '[^']*' not found|wrong (?:number of tensors|shape)[^\n]*|key not found[^\n]*)",
      "its file doesn't fit this llama.cpp ({0}); pull it again, or update llama-cpp-python"),
     (r"No such file|failed to open", "its file can't be opened; pull the model again"),
     (r"((?:K|V) cache type \S+ with block size \d+ does not divide \S+)",
      "{0}; choose type_k and type_v f16"),
+    (r"(?:error loading model|failed to initialize the context): ([^\n]{1,300})", "{0}"),
 )  # fmt: skip
 _OUT_OF_MEMORY = re.compile(r"failed to allocate|unable to allocate|out of memory|bad_alloc|cannot allocate", re.I)
 
@@ -283,5 +284,4 @@ def explain(lines: Iterable[str], what: str) -> EngineError:
     for pattern, advice in _CAUSES:
         if found := re.search(pattern, log, re.I):
             return EngineError(f"{what}: {advice.format(*found.groups())}")
-    last = log.splitlines()[-1].split(": ", 1)[-1] if log else "it gave no reason"
-    return EngineError(f"{what}: {last[:300]}")
+    return EngineError(f"{what}: {log.splitlines()[-1][:300] if log else 'it gave no reason'}")
