@@ -6,14 +6,13 @@ import contextlib
 import json
 import re
 import shutil
-import subprocess
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from support.packages import ROOT, Environment, build
+from support.program import serving
 
 
 @pytest.fixture(scope="module")
@@ -39,28 +38,8 @@ def echo(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-@contextlib.contextmanager
-def serving(environment: Environment, **settings: str) -> Iterator[str]:
-    """A server on a free port; its address."""
-    command = [environment.folder / "bin" / "myllm", "serve", "--port", "0"]
-    process = subprocess.Popen(
-        command, env=environment.environ() | settings, cwd=environment.home, text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    assert process.stdout is not None
-    with process, process.stdout as output:
-        try:
-            said: list[str] = []
-            for line in output:
-                said.append(line)
-                if address := re.search(r"http://127\.0\.0\.1:\d+", line):
-                    yield address[0]
-                    break
-            else:
-                pytest.fail("the server said no address:\n" + "".join(said))
-        finally:
-            process.terminate()
-            output.read()
+def serve(environment: Environment, **settings: str) -> contextlib.AbstractContextManager[str]:
+    return serving([environment.folder / "bin" / "myllm"], environment.environ() | settings, environment.home)
 
 
 def post(address: str, body: dict[str, object]) -> dict[str, object]:
@@ -88,7 +67,7 @@ def test_the_plugin_of_the_page_is_used_by_the_command_line(environment: Environ
 
 def test_the_plugin_of_the_page_is_used_by_the_server(environment: Environment, parrot: Path) -> None:
     environment.run("myllm", "pull", "polly")
-    with serving(environment) as address:
+    with serve(environment) as address:
         answer = post(address, {"model": "polly", "messages": [{"role": "user", "content": "one two"}]})
     assert answer["message"] == {"role": "assistant", "content": "one two"}
     assert answer["usage"]["completion_tokens"] == 2  # type: ignore[index]
@@ -104,7 +83,7 @@ def test_a_session_store_and_a_route_of_a_plugin_are_used_by_the_server(
     environment: Environment, echo: Path, tmp_path: Path
 ) -> None:
     environment.run("myllm", "pull", "echo")
-    with serving(environment, MYLLM_SESSION_STORE="memory", MYLLM_DATA_DIR=str(tmp_path)) as address:
+    with serve(environment, MYLLM_SESSION_STORE="memory", MYLLM_DATA_DIR=str(tmp_path)) as address:
         say = {"role": "user", "content": "remember me"}
         first = post(address, {"model": "echo", "messages": [say], "session_id": "s1"})
         post(address, {"model": "echo", "messages": [say], "session_id": "s1"})
