@@ -8,8 +8,9 @@ from importlib.metadata import PackageNotFoundError, metadata
 from typing import Any
 
 from myllm_core.discovery import Plugin
-from myllm_core.engine import Engine, Support
-from myllm_core.errors import EngineMissing, InvalidOption
+from myllm_core.engine import Engine, MemoryEstimate, Support
+from myllm_core.errors import EngineError, EngineMissing, InvalidOption, MyllmError, PluginError
+from myllm_core.guard import guarded, shown
 from myllm_core.models.manifest import Model
 from myllm_core.plugins import Plugins
 
@@ -29,12 +30,31 @@ def candidates(model: Model, plugins: Plugins) -> list[Candidate]:
     for plugin, engine in plugins.engines().values():
         if model.format not in engine.formats:
             continue
-        try:
-            support = engine.probe(model)
-        except Exception as error:  # noqa: BLE001 - a stranger's engine may raise anything
-            support = Support(0, f"its probe failed: {type(error).__name__}: {error}"[:500])
-        found.append(Candidate(plugin, engine, support))
+        found.append(Candidate(plugin, engine, _probe(engine, model)))
     return sorted(found, key=lambda c: (c.support.missing is None, c.support.score), reverse=True)
+
+
+def _probe(engine: type[Engine], model: Model) -> Support:
+    try:
+        with guarded():
+            support: Any = engine.probe(model)
+    except PluginError as error:
+        return Support(0, f"its probe failed: {error}")
+    return support if isinstance(support, Support) else Support(0, f"its probe gave {shown(support)}, no Support")
+
+
+def memory_needed(engine: type[Engine], model: Model, options: Mapping[str, Any]) -> int:
+    """Bytes of memory that loading will take, by the engine's own estimate. Raises ``EngineError``."""
+    try:
+        with guarded():
+            estimate: Any = engine.estimate(model, options)
+    except PluginError as error:
+        if isinstance(error.__cause__, MyllmError):
+            raise error.__cause__ from None
+        raise EngineError(f"the {engine.name} engine can't estimate the memory of {model.name}: {error}") from error
+    if not isinstance(estimate, MemoryEstimate):
+        raise EngineError(f"the {engine.name} engine estimated {shown(estimate)}, no MemoryEstimate")
+    return estimate.host
 
 
 def choose_engine(model: Model, plugins: Plugins, wanted: str | None = None) -> Candidate:

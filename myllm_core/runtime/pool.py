@@ -16,7 +16,7 @@ from typing import Any
 from myllm_core.errors import MyllmError, OutOfMemory, Overloaded, WorkerDied
 from myllm_core.models.manifest import Model
 from myllm_core.plugins import Plugins
-from myllm_core.runtime.choose import choose_engine, load_options
+from myllm_core.runtime.choose import choose_engine, load_options, memory_needed
 from myllm_core.runtime.handle import Handle, LoadOrder
 from myllm_core.runtime.memory import free_memory, readable, used_memory
 from myllm_core.runtime.process import WorkerProcess
@@ -157,7 +157,7 @@ class Pool:
     async def _make_room(self, slot: Slot) -> None:
         """Unload idle models, the least recently used first, until this one fits; wait for busy ones."""
         order = slot.order
-        needed = order.engine.estimate(order.model, order.options).host
+        needed = memory_needed(order.engine, order.model, order.options)
         await self._finish_leaving()
         while True:
             others = [other for other in self._slots.values() if other is not slot and other.handle]
