@@ -7,16 +7,14 @@ import contextlib
 import math
 import os
 import shutil
-import signal
 import sys
 import traceback
-from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from myllm_cli.context import Cli
+from myllm_cli.interrupts import Interrupts
 from myllm_cli.reply import Reply, show_progress, take_reply
 from myllm_cli.run import Wishes, session_of
 from myllm_cli.sessions import new_session_id
@@ -58,12 +56,13 @@ async def _chat(cli: Cli, wishes: Wishes) -> None:
             )
         finally:
             status.clear()
-        chat = Chat(cli, runtime, wishes, given or new_session_id())
-        await chat.conversation.start(wishes.system)
-        print(f"{loaded.name} on {loaded.engine}, a context of {loaded.context_size} tokens.", end=" ")
-        print("/help lists the commands, Ctrl+D leaves.")
-        await chat.greet()
-        await chat.loop()
+        with Interrupts() as interrupts:
+            chat = Chat(cli, runtime, wishes, given or new_session_id(), interrupts)
+            await chat.conversation.start(wishes.system)
+            print(f"{loaded.name} on {loaded.engine}, a context of {loaded.context_size} tokens.", end=" ")
+            print("/help lists the commands, Ctrl+D leaves.")
+            await chat.greet()
+            await chat.loop()
     print("Goodbye!")
 
 
@@ -74,7 +73,7 @@ class Leave(Exception):
 class Chat:
     """One chat: the session that it keeps, the options in force, and how its next line is read."""
 
-    def __init__(self, cli: Cli, runtime: Runtime, wishes: Wishes, session_id: str) -> None:
+    def __init__(self, cli: Cli, runtime: Runtime, wishes: Wishes, session_id: str, interrupts: Interrupts) -> None:
         self.runtime = runtime
         self.model = wishes.model
         self.options: Options = wishes.options
@@ -85,7 +84,7 @@ class Chat:
         self._wishes = wishes
         self._verbose = cli.verbose
         self._input = _input(cli.settings.data_dir)
-        self._interrupts = 0
+        self._interrupts = interrupts
 
     @property
     def session_id(self) -> str:
@@ -121,28 +120,31 @@ class Chat:
 
     async def _read(self) -> str:
         """The next line or block. Raises ``Leave``."""
-        while True:
+        while self._interrupts.presses < 2:
             try:
-                text = await self._read_block()
+                text = await self._interrupts.reading(self._read_block())
             except EOFError:
-                raise Leave from None
-            except KeyboardInterrupt:
-                self._interrupts += 1
-                if self._interrupts > 1:
-                    raise Leave from None
-                print(LEAVE_HINT)
-                continue
-            if text.strip():
-                self._interrupts = 0
+                break
+            if text is None:
+                self._interrupts.presses += 1
+                if self._interrupts.presses == 1:
+                    print(LEAVE_HINT)
+            elif text.strip():
+                self._interrupts.presses = 0
                 return text
+        raise Leave
 
-    async def _read_block(self) -> str:
-        line = await self._input.prompt_async([(PROMPT_STYLE, PROMPT)])
-        if not line.lstrip().startswith(BLOCK):
-            return line
-        text = line.lstrip()[len(BLOCK) :]
-        while not text.rstrip().endswith(BLOCK):
-            text += "\n" + await self._input.prompt_async([(PROMPT_STYLE, MORE)])
+    async def _read_block(self) -> str | None:
+        """A line, or a block with its mark before it; None when Ctrl+C was pressed on an empty line."""
+        try:
+            line = await self._input.prompt_async([(PROMPT_STYLE, PROMPT)])
+            if not line.lstrip().startswith(BLOCK):
+                return line
+            text = line.lstrip()[len(BLOCK) :]
+            while not text.rstrip().endswith(BLOCK):
+                text += "\n" + await self._input.prompt_async([(PROMPT_STYLE, MORE)])
+        except KeyboardInterrupt:  # it may not leave a task: it would end the event loop
+            return None
         return BLOCK + text.rstrip()[: -len(BLOCK)].strip("\n")
 
     async def _handle(self, text: str) -> None:
@@ -187,15 +189,11 @@ class Chat:
         )
         view = self._wishes.look.view()
         try:
-            presses = await stoppable(take_reply(events, view, self.model, reply))
-            if presses:
+            if await self._interrupts.stoppable(take_reply(events, view, self.model, reply)):
                 say("(stopped)")
         finally:
             self._count(reply)
             print(dim("─" * min(shutil.get_terminal_size().columns - 1, 60), sys.stdout))
-        self._interrupts = presses
-        if presses > 1:
-            raise Leave
 
     def _count(self, reply: Reply) -> None:
         self.last = reply
@@ -217,34 +215,6 @@ class Chat:
         if self._verbose:
             print(clean("".join(traceback.format_exception(error))), file=sys.stderr)
         say(f"Error: {clean_line(error.message)}")
-
-
-async def stoppable(work: Coroutine[Any, Any, None]) -> int:
-    """Run ``work`` so that Ctrl+C stops it alone; says how often it was pressed.
-
-    The first press cancels, a second one is counted while the work ends, a third one interrupts the program.
-    """
-    task = asyncio.ensure_future(work)
-    loop = asyncio.get_running_loop()
-    presses = 0
-
-    def pressed(number: int, frame: FrameType | None) -> None:
-        nonlocal presses
-        presses += 1
-        if presses == 1:
-            loop.call_soon_threadsafe(task.cancel)
-        else:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = signal.signal(signal.SIGINT, pressed)
-    try:
-        await task
-    except asyncio.CancelledError:
-        if not presses:
-            raise
-    finally:
-        signal.signal(signal.SIGINT, before)
-    return presses
 
 
 def _input(data_dir: Path) -> PromptSession[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json as json_module
-from http.client import HTTPConnection, HTTPException
+import time
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -33,7 +34,7 @@ def server_models(settings: Settings) -> list[dict[str, Any]]:
     try:
         connection.request("GET", "/api/models", headers=headers)
         response = connection.getresponse()
-        body = response.read(_MAX_ANSWER)
+        body = _body(response)
         if response.status == 401:
             raise NetworkError(f"the server at {address} wants its key; set MYLLM_API_KEY to it")
         return _models(body, response.status)
@@ -45,6 +46,19 @@ def server_models(settings: Settings) -> list[dict[str, Any]]:
         raise NetworkError(f"what answers at {address} is no myllm server; choose another port (MYLLM_PORT)") from None
     finally:
         connection.close()
+
+
+def _body(response: HTTPResponse) -> bytes:
+    """The answer's body, when all of it comes in time: the socket's time-out only bounds the wait for its next byte."""
+    deadline = time.monotonic() + _TIMEOUT
+    body = b""
+    while piece := response.read1(65536):
+        body += piece
+        if time.monotonic() > deadline:
+            raise TimeoutError("its answer doesn't end")
+        if len(body) > _MAX_ANSWER:
+            raise ValueError("it is too long")
+    return body
 
 
 def _models(body: bytes, status: int) -> list[dict[str, Any]]:

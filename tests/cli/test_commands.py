@@ -1,0 +1,242 @@
+"""The other commands: listings, sessions, pull, verify, ps, serve and doctor."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Myllm
+
+
+def _json(done: subprocess.CompletedProcess[str]) -> Any:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_list_and_show(with_echo: Myllm) -> None:
+    (model,) = _json(with_echo("list", "--json"))
+    assert {"name", "family", "format", "quantization", "context_size", "size_bytes", "pulled_at", "source"} <= set(
+        model
+    )
+    assert (model["name"], model["format"], model["size_bytes"]) == ("echo:latest", "echo", 5)
+    assert "echo:latest" in with_echo("list").stdout
+    shown = _json(with_echo("show", "echo", "--json"))
+    assert shown["files"][0]["size_bytes"] == 5
+    assert len(shown["files"][0]["sha256"]) == 64
+    assert shown["files"][0]["sha256"] in with_echo("show", "echo:latest").stdout
+
+
+def test_broken_models_are_named_on_standard_error(with_echo: Myllm) -> None:
+    broken = with_echo.home / "models" / "bad@latest"
+    broken.mkdir()
+    (broken / "manifest.json").write_text('{"schema": 1, "name": "\\u001b[31mevil"')
+    done = with_echo("list", "--json")
+    assert [model["name"] for model in _json(done)] == ["echo:latest"]
+    assert "bad@latest" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+def test_models_dir_wins_over_the_environment(with_echo: Myllm, tmp_path: Path) -> None:
+    assert _json(with_echo("--models-dir", str(tmp_path / "empty"), "list", "--json")) == []
+    with_echo.extra["MYLLM_MODELS_DIR"] = str(tmp_path / "empty")
+    moved = with_echo("--models-dir", "models", "list", "--json", cwd=with_echo.home)
+    assert [model["name"] for model in _json(moved)] == ["echo:latest"]
+
+
+def test_the_catalogue(with_echo: Myllm) -> None:
+    done = with_echo("pull", "--list")
+    assert done.stdout.splitlines()[0].split() == [
+        "NAME", "PARAMETERS", "SIZE", "CONTEXT", "LICENCE", "INSTALLED", "DESCRIPTION",
+    ]  # fmt: skip
+    entries = {entry["name"]: entry for entry in _json(with_echo("pull", "--list", "--json"))}
+    assert entries["echo:latest"]["installed"] is True
+    assert {"parameters", "size_bytes", "context_size", "licence", "sources"} <= set(entries["echo:latest"])
+
+
+def test_verify(with_echo: Myllm) -> None:
+    assert with_echo("verify", "echo").stdout == "echo:latest: ok\n"
+    (weights,) = (with_echo.home / "models").rglob("echo.txt")
+    weights.chmod(0o644)
+    weights.write_text("EVIL\n")
+    done = with_echo("verify", "--all")
+    assert done.returncode == 5
+    assert "echo:latest: damaged" in done.stdout
+    assert "sha256" in done.stdout
+
+
+def test_sessions(with_echo: Myllm, tmp_path: Path) -> None:
+    for text in ("the first apple", "the second pear"):
+        assert with_echo("run", "echo", text, "--session", "fruit").returncode == 0
+    assert "the first apple" in with_echo("sessions", "list").stdout
+    assert [found["id"] for found in _json(with_echo("sessions", "search", "pear", "--json"))] == ["fruit"]
+    assert "Fruit salad" in with_echo("sessions", "rename", "fruit", "Fruit salad").stdout
+    assert with_echo("sessions", "fork", "fruit", "--at", "2", "--id", "half").stdout == "half\n"
+    half = _json(with_echo("sessions", "show", "half", "--json"))
+    assert [message["content"] for message in half["path"]] == ["the first apple", "the first apple"]
+    assert with_echo("sessions", "fork", "fruit", "--at", "9").returncode == 2
+    file = tmp_path / "fruit.json"
+    assert with_echo("sessions", "export", "fruit", "--output", str(file)).returncode == 0
+    assert file.stat().st_mode & 0o077 == 0
+    assert with_echo("sessions", "delete", "fruit").returncode == 2  # nobody can be asked
+    assert with_echo("sessions", "delete", "fruit", "--yes").returncode == 0
+    assert with_echo("sessions", "show", "fruit").returncode == 3
+    assert with_echo("sessions", "import", "-", input=file.read_bytes()).stdout == "fruit\n"
+    assert "the second pear" in with_echo("sessions", "show", "fruit").stdout
+    assert with_echo("sessions", "import", "-", input="[" * 100_000).returncode == 2
+
+
+class _Slow(BaseHTTPRequestHandler):
+    """A file that comes slowly and never ends."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(10**9))
+        self.send_header("ETag", '"one"')
+        self.end_headers()
+        try:
+            self.wfile.write(b"GGUF" + b"\0" * 200_000)
+            while not self.server.stop.wait(0.1):  # type: ignore[attr-defined]
+                self.wfile.write(b"\0" * 10_000)
+        except OSError:
+            pass
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@contextmanager
+def _slow_server() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Slow)
+    server.stop = threading.Event()  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/model.gguf"
+    finally:
+        server.stop.set()  # type: ignore[attr-defined]
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_control_c_during_a_pull_says_that_it_can_be_resumed(myllm: Myllm) -> None:
+    with _slow_server() as url:
+        process = myllm.start("pull", url, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        line = b""
+        while b"model.gguf:" not in line:
+            line = process.stderr.readline()
+            assert line, "the pull ended by itself"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert f"resume with: myllm pull {url}".encode() in errors
+    assert b"Traceback" not in errors
+    assert _json(myllm("list", "--json")) == []
+
+
+def test_a_pull_on_a_terminal_draws_a_bar_with_rate_and_time_left(myllm: Myllm) -> None:
+    with _slow_server() as url:
+        terminal = myllm.terminal("pull", url, dimensions=(24, 120))
+        terminal.expect("model.gguf")
+        terminal.expect(r"[kM]B/s")
+        terminal.expect(r"\d:\d\d:\d\d")
+        terminal.sendintr()
+        terminal.expect("resume with")
+        terminal.close(force=True)
+
+
+@contextmanager
+def _serving(myllm: Myllm) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    process = myllm.start("serve", "--port", "0", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline().decode()
+        assert "Listening on http://127.0.0.1:" in line
+        yield process, line.rsplit(":", 1)[1].strip()
+    finally:
+        process.kill()
+        process.communicate(timeout=20)
+
+
+def test_serve_and_ps(with_echo: Myllm) -> None:
+    with_echo.extra["MYLLM_PORT"] = "1"
+    done = with_echo("ps")
+    assert done.returncode == 4
+    assert "myllm serve" in done.stderr
+    with _serving(with_echo) as (process, port):
+        with_echo.extra["MYLLM_PORT"] = port
+        assert _json(with_echo("ps", "--json")) == []
+        import urllib.request
+
+        load = urllib.request.Request(f"http://127.0.0.1:{port}/api/models/echo/load", b"{}", method="POST")
+        load.add_header("Content-Type", "application/json")
+        with urllib.request.urlopen(load, timeout=30) as response:
+            assert response.status == 200
+        assert "echo:latest" in with_echo("ps").stdout
+        findings = {finding["check"]: finding for finding in json.loads(with_echo("doctor", "--json").stdout)}
+        assert findings["port"]["message"].startswith("a myllm server runs")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) in (0, 130)
+
+
+def test_ps_of_something_else_on_the_port(myllm: Myllm) -> None:
+    with _slow_server() as url:
+        myllm.extra["MYLLM_PORT"] = url.rsplit(":", 1)[1].partition("/")[0]
+        done = myllm("ps")
+    assert done.returncode == 4
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor_finds_what_is_wrong(with_echo: Myllm) -> None:
+    done = with_echo("doctor")
+    assert done.returncode in (0, 1), done.stderr
+    for check in ("python", "myllm", "settings", "plugins", "engines", "folders", "memory", "models", "sessions"):
+        assert f"  {check}: " in done.stdout
+    site = with_echo.home / "site" / "myllm-4.2.0.dist-info"
+    site.mkdir(parents=True)
+    (site / "METADATA").write_text("Metadata-Version: 2.1\nName: myllm\nVersion: 4.2.0\n")
+    broken = with_echo.home / "models" / "bad@latest"
+    broken.mkdir()
+    (broken / "manifest.json").write_text("{")
+    data = with_echo.home / "data"
+    data.mkdir(exist_ok=True)
+    for file in data.glob("sessions.db*"):
+        file.unlink()
+    (data / "sessions.db").mkdir()
+    with_echo.extra["PYTHONPATH"] = str(site.parent)
+    done = with_echo("doctor", "--json")
+    problems = {finding["check"]: finding for finding in json.loads(done.stdout) if finding["status"] == "problem"}
+    assert done.returncode == 1
+    assert {"myllm", "models", "sessions"} <= set(problems)
+    assert "4.2.0" in problems["myllm"]["message"]
+    assert all(finding["fix"] for finding in problems.values())
+
+
+def test_doctor_with_settings_that_cannot_be_read(myllm: Myllm) -> None:
+    (myllm.home / "config.toml").write_text("port = 'many'\n")
+    done = myllm("doctor")
+    assert done.returncode == 1
+    assert "problem  settings" in done.stdout
+
+
+@pytest.mark.skipif(
+    os.name != "posix" or sys.platform == "darwin", reason="needs a read-only place that root can't write"
+)
+def test_a_models_folder_that_is_a_file(myllm: Myllm) -> None:
+    (myllm.home / "models").write_text("")
+    assert myllm("pull", "echo").returncode == 6
+    done = myllm("list")
+    assert done.returncode == 0
+    assert "not a folder" in done.stderr
