@@ -16,22 +16,9 @@ import pytest
 
 from myllm_core.discovery import Plugin
 from myllm_core.errors import EngineMissing, PluginError
-from myllm_core.plugins import Plugins, load_plugins
+from myllm_core.plugins import Plugins
+from support.site import GOOD_ENGINE, Site
 
-GOOD_ENGINE = """
-    from myllm_core import Engine, hookimpl
-
-    class Good(Engine):
-        name = "NAME"
-        formats = frozenset({"NAME"})
-        probe = estimate = load = classmethod(lambda cls, *args: None)
-        facts = property(lambda self: None)
-        def chat(self, request): ...
-
-    @hookimpl
-    def myllm_engines():
-        return [Good]
-"""
 GOOD_DOWNLOADER = """
     from myllm_core import Downloader, hookimpl
 
@@ -44,43 +31,6 @@ GOOD_DOWNLOADER = """
     def myllm_downloaders():
         return [Good]
 """
-
-
-class Site:
-    """A folder on ``sys.path`` that plugins are installed in."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.warnings: list[str] = []
-
-    def install(self, name: str, code: str, *, dist: str = "", entry_points: str = "", requires: str = "") -> None:
-        """``name`` is the plugin's name; its module is called after its distribution."""
-        dist = dist or f"dist-{name}"
-        module = dist.replace("-", "_")
-        (self.folder / f"{module}.py").write_text(textwrap.dedent(code.replace("NAME", name)), encoding="utf-8")
-        info = self.folder / f"{module}-1.2.dist-info"
-        info.mkdir()
-        required = f"Requires-Dist: {requires}\n" if requires else ""
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: 1.2\n{required}")
-        (info / "entry_points.txt").write_text(entry_points or f"[myllm]\n{name} = {module}\n")
-
-    def load(self, disabled: tuple[str, ...] = ()) -> Plugins:
-        return load_plugins(disabled, self.warnings.append)
-
-    def about(self, name: str) -> list[str]:
-        return [text for text in self.warnings if f"plugin {name} " in text]
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    folder = tmp_path / "site"
-    folder.mkdir()
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(folder)
-    yield Site(folder)
-    for name in set(sys.modules) - before:
-        if name.startswith("dist_"):
-            del sys.modules[name]
 
 
 def plugin(plugins: Plugins, name: str) -> Plugin:
