@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from myllm_llamacpp.bindings import library
+from myllm_llamacpp.bindings import library, logger
 from myllm_llamacpp.hardware import free_cores
 from myllm_llamacpp.model import Model, explain
 from myllm_llamacpp.options import LoadSettings
+from myllm_llamacpp.threads import Threads
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
@@ -89,6 +90,7 @@ class Context:
         """Allocate it. Raises ``EngineError``, ``OutOfMemory``."""
         self._lib = library()
         self._api: Any = self._lib.api
+        self.threads = Threads(settings.n_threads or free_cores(), fixed=settings.n_threads > 0)
         params = self._params(size, settings)
         with self._lib.log.capture() as lines:
             handle = self._api.llama_init_from_model(model.handle, params)
@@ -109,7 +111,7 @@ class Context:
         params.n_ctx = size.tokens
         params.n_batch = params.n_ubatch = size.batch
         params.n_seq_max = size.sequences
-        params.n_threads = params.n_threads_batch = settings.n_threads or free_cores()
+        params.n_threads = params.n_threads_batch = self.threads.crowding.count
         params.flash_attn_type = _FLASH_ATTENTION[settings.flash_attn]
         params.type_k = getattr(self._api, f"GGML_TYPE_{settings.type_k.upper()}")
         params.type_v = getattr(self._api, f"GGML_TYPE_{settings.type_v.upper()}")
@@ -127,9 +129,14 @@ class Context:
 
         Gives the GIL away meanwhile.
         """
+        self.threads.begin()
         code = int(self._api.llama_decode(self.handle, self.batch.native))
         if code == 0:
             self._api.llama_synchronize(self.handle)
+        count = self.threads.end()
+        if count is not None:
+            logger.debug("other programs use the cores: computing with %d threads now", count)
+            self._api.llama_set_n_threads(self.handle, count, count)
         return code
 
     def logits(self, row: int) -> Floats:

@@ -29,7 +29,12 @@ class LoadSettings(BaseModel):
     )
     n_parallel: int = Field(8, ge=1, le=MAX_SEQUENCES, description="how many sequences run at the same time")
     n_batch: int = Field(512, ge=2, le=2**16, description="most tokens in one forward pass")
-    n_threads: int = Field(0, ge=0, le=512, description="processor threads; 0 takes the physical cores that are free")
+    n_threads: int = Field(
+        0,
+        ge=0,
+        le=512,
+        description="processor threads; 0 takes the physical cores that are free, fewer while other programs use them",
+    )
     n_gpu_layers: int = Field(
         -1, ge=-1, le=2**16, description="layers kept on the GPU, when llama.cpp was built for one; -1 is all"
     )

@@ -83,7 +83,7 @@ def test_the_step_of_the_real_model_is_spent_in_llama_cpp(load):
         driver.run(*[f"{number} green bottles" for number in range(count)], tokens=20, logprobs=None,
                    sampling=Sampling(seed=1))  # fmt: skip
         step, decode = stats.step_seconds - before[0], stats.decode_seconds - before[1]
-        assert (step - decode) / step < 0.1  # under 0.03 on a quiet machine
+        assert (step - decode) / step < 0.15  # under 0.03 on a quiet machine
 
 
 def test_llama_cpp_logs_to_python_and_never_to_standard_output(load, tiny, capfd, caplog):
