@@ -22,6 +22,8 @@ from myllm_core.errors import (
     PluginError,
     UnsupportedError,
 )
+from myllm_core.transfer.client import HttpClient
+from myllm_core.transfer.fetch import Retry
 from support.gguf import small_gguf
 from support.pulling import Puller, StartServer
 from support.wild_server import Exchange
@@ -210,7 +212,8 @@ def test_a_source_that_does_not_answer_costs_little_when_there_is_another(
     add_plugin(downloader("time.sleep(60)"))
     add_plugin(catalog((first, ""), (serve(good).url(), "")))
     begin = time.monotonic()
-    assert puller.bytes_of(puller("tiny", patience=1.0)) == DATA
+    model = puller("tiny", patience=1.0, client=HttpClient(), retry=Retry())
+    assert puller.bytes_of(model) == DATA
     assert time.monotonic() - begin < 12
     assert "didn't work" in puller.told.text
 
@@ -311,6 +314,51 @@ def test_downloaders_that_misbehave(
         puller("odd:x")
     puller.assert_nothing_installed()
     assert puller.partial_bytes == 0 or "expect" in fetch
+
+
+def test_g4_another_file_in_place_of_the_rest_costs_no_bytes(
+    serve: StartServer, puller: Puller, add_plugin: AddPlugin
+) -> None:
+    fault = "cut"
+
+    def handler(exchange: Exchange) -> None:
+        if fault == "cut":
+            exchange.file(DATA, stop=5000)
+        elif fault == "other":
+            exchange.answer(b"Service for paying guests only", ETag='"x"')
+        else:
+            exchange.file(DATA)
+
+    server = serve(handler)
+    file = f"RemoteFile('m.gguf', {server.url()!r}, {len(DATA)})"
+    add_plugin(downloader(f"return Resolution(({file},), 'm', reference.text, 'r1')"))
+    with pytest.raises(NetworkError):
+        puller("odd:x")
+    fault = "other"
+    with pytest.raises(IntegrityError, match=f"should have {len(DATA)} bytes, but the source has 30"):
+        puller("odd:x")
+    assert puller.partial_bytes == 5000
+    fault = ""
+    assert puller.bytes_of(puller("odd:x")) == DATA
+    assert server.seen[-1].headers["range"] == "bytes=5000-"
+
+
+def test_a_new_revision_takes_nothing_from_the_old_one(
+    serve: StartServer, puller: Puller, add_plugin: AddPlugin, tmp_path: Path
+) -> None:
+    """G4 for files that were whole already."""
+    revision = tmp_path / "revision"
+    server = serve(lambda e: e.answer(status=404) if "config" in e.target else e.file(DATA))
+    files = f"RemoteFile('m.gguf', {server.url('/m.gguf')!r}), RemoteFile('config.json', {server.url('/config')!r})"
+    read = f"__import__('pathlib').Path({str(revision)!r}).read_text()"
+    add_plugin(downloader(f"return Resolution(({files}), 'two', reference.text, {read})"))
+    revision.write_text("r1")
+    with pytest.raises(NotFound):
+        puller("odd:x")
+    assert puller.partial_bytes == len(DATA)
+    revision.write_text("r2")
+    server.handler = lambda e: e.file(OTHER if "gguf" in e.target else b"{}", etag="")
+    assert puller.bytes_of(puller("odd:x")) == OTHER
 
 
 def test_files_that_are_whole_are_not_fetched_twice(serve: StartServer, puller: Puller, add_plugin: AddPlugin) -> None:
