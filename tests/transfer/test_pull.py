@@ -22,6 +22,8 @@ from myllm_core.errors import (
     PluginError,
     UnsupportedError,
 )
+from myllm_core.models.manifest import Manifest
+from myllm_core.models.store import ModelStore
 from myllm_core.transfer.client import HttpClient
 from myllm_core.transfer.fetch import Retry
 from support.gguf import small_gguf
@@ -112,24 +114,33 @@ def test_a_damaged_model_is_fetched_again(serve: StartServer, puller: Puller, ad
     assert puller.bytes_of(puller("tiny")) == DATA
 
 
-@pytest.mark.parametrize("moment", ["inspect_files", "ModelStore.commit", "_collect"])
+@pytest.mark.parametrize("moment", ["transfer.install.inspect_files", "models.store.ModelStore.commit", "after"])
 def test_ctrl_c_while_the_model_is_put_in_place(
     serve: StartServer, puller: Puller, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     server = serve(good)
     old = puller(server.url())
-    owner = "transfer.install" if moment == "inspect_files" else "models.store"
+    commit = ModelStore.commit
+
+    def commit_and_interrupt(store: ModelStore, manifest: Manifest) -> None:
+        commit(store, manifest)
+        raise KeyboardInterrupt
+
+    late = moment == "after"
     with monkeypatch.context() as patch:
-        patch.setattr(f"myllm_core.{owner}.{moment}", interrupt)
+        if late:
+            patch.setattr(ModelStore, "commit", commit_and_interrupt)
+        else:
+            patch.setattr(f"myllm_core.{moment}", interrupt)
         with pytest.raises(KeyboardInterrupt):
             puller(server.url(), force=True)
     (there,) = puller.store.list_models()
     assert puller.bytes_of(there) == DATA
-    assert (there.paths == old.paths) is (moment != "_collect")
-    assert puller.partial_bytes == (0 if moment == "_collect" else len(DATA))
+    assert (there.paths == old.paths) is not late
+    assert puller.partial_bytes == (0 if late else len(DATA))
     server.seen.clear()
     puller(server.url(), force=True)
-    assert len(server.seen) == (2 if moment == "_collect" else 1)  # what was here was used
+    assert len(server.seen) == (2 if late else 1)  # what was here was used
 
 
 def interrupt(*_: object, **__: object) -> None:
