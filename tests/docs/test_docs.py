@@ -158,6 +158,12 @@ def test_every_make_target_is_documented(target: str) -> None:
     assert re.search(rf"^# make {target}\b", page("Makefile"), re.MULTILINE)
 
 
+def test_every_folder_of_tests_is_documented() -> None:
+    text = page("docs/TESTING.md")
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/*/test_*.py")}
+    assert [folder for folder in sorted(folders | {"tests/support"}) if f"`{folder}`" not in text] == []
+
+
 def test_every_route_is_documented() -> None:
     from myllm_core import Runtime
     from myllm_core.plugins import Plugins
