@@ -71,6 +71,7 @@ def create_app(
     )
     app.state.runtime = runtime
     app.state.settings = settings
+    app.state.error_shapes = {}
     for router in (native.router, models.router, sessions.router, health_router):
         app.include_router(router, responses=examples.ERRORS)
     _include_plugins(app, plugins)

@@ -7,7 +7,7 @@ import math
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from myllm_server.errors import HttpError, json_bytes, request_id
+from myllm_server.errors import HttpError, json_bytes, told
 
 _LINGER = 2.0
 
@@ -73,13 +73,14 @@ async def refuse(error: HttpError, scope: Scope, receive: Receive, send: Send) -
     What still comes in is read and thrown away for a moment: a connection that is closed with unread
     data is reset, and the client would lose the answer.
     """
-    content = json_bytes(error.body(request_id(scope)))
+    status, body = told(error, scope)
+    content = json_bytes(body)
     headers = {"content-type": "application/json", "content-length": str(len(content)), **error.headers}
     unread = _has_body(scope)
     if unread:
         headers["connection"] = "close"
     encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": encoded})
+    await send({"type": "http.response.start", "status": status, "headers": encoded})
     await send({"type": "http.response.body", "body": content, "more_body": unread})
     if unread:
         await _discard(receive)

@@ -1,10 +1,10 @@
-"""Every error on its way out: an HTTP status and ``{"error": {"code", "message", "request_id"}}``."""
+"""Errors on their way out: a status and ``{"error": {"code", "message", "request_id"}}``, or a dialect's own body."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -21,7 +21,10 @@ _CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed"}
 
 
 class HttpError(Exception):
-    """An answer that isn't what was asked for: status, stable code, message, and what else belongs to it."""
+    """An answer that isn't what was asked for: status, stable code, message, and what else belongs to it.
+
+    ``param`` is the field of the request that is wrong, for dialects that tell it apart.
+    """
 
     def __init__(
         self,
@@ -31,11 +34,13 @@ class HttpError(Exception):
         *,
         headers: Mapping[str, str] | None = None,
         data: Mapping[str, Any] | None = None,
+        param: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
+        self.param = param
         self.headers = dict(headers or {})
         self.data = dict(data or {})
 
@@ -77,11 +82,12 @@ def refusal(error: RequestValidationError, known: Sequence[str] | None = None) -
     path = [part for part in first["loc"] if part not in ("body", "query", "path", "header")]
     where = ".".join(str(part) for part in path)[:_MAX_NAME] or "the body"
     if known is not None:
-        return HttpError(422, "unknown_field", f"unknown field {where}; known: {', '.join(known) or 'none'}")
+        message = f"unknown field {where}; known: {', '.join(known) or 'none'}"
+        return HttpError(422, "unknown_field", message, param=where)
     message = f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
     if len(problems) > 1:
         message += f" (and {len(problems) - 1} more)"
-    return HttpError(422, "invalid_request", message)
+    return HttpError(422, "invalid_request", message, param=where if path else None)
 
 
 def _seconds(value: object) -> int:
@@ -103,10 +109,29 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
     return Response(json_bytes(value), status, headers, media_type="application/json")
 
 
+ErrorShape = Callable[[HttpError, str], tuple[int, dict[str, Any]]]
+"""How a dialect tells an error, with the request's id: status and body."""
+
+
+def told(error: HttpError, scope: Scope) -> tuple[int, dict[str, Any]]:
+    """Status and body of ``error`` as the API that was called tells it.
+
+    The app's state has the shapes of the dialects by path prefix (``error_shapes``, the longest that fits is taken),
+    so what middleware, framework and validation refuse looks as what the routes do.
+    """
+    shapes: Mapping[str, ErrorShape] = scope["app"].state.error_shapes
+    path = f"{scope['path']}/"
+    prefix = max((prefix for prefix in shapes if path.startswith(prefix)), key=len, default=None)
+    if prefix is None:
+        return error.status, error.body(request_id(scope))
+    return shapes[prefix](error, request_id(scope))
+
+
 def error_response(error: BaseException, scope: Scope) -> Response:
     """The answer that tells of ``error``."""
     shown = as_http(error)
-    return json_response(shown.body(request_id(scope)), shown.status, shown.headers)
+    status, body = told(shown, scope)
+    return json_response(body, status, shown.headers)
 
 
 async def answer_error(request: Request, error: Exception) -> Response:

@@ -16,20 +16,18 @@ from myllm_core.types import (
     PositionLogprobs,
     ReasoningDelta,
     TextDelta,
-    TokenLogprob,
     ToolCallDelta,
     Usage,
 )
 from myllm_server import examples
 from myllm_server.errors import HttpError, json_bytes, json_response
+from myllm_server.logprobs import logprob
 from myllm_server.schemas import ChatBody, ChatQuery, EmbeddingsBody, GenerateBody
-from myllm_server.state import runtime_of, settings_of
+from myllm_server.state import client_of, runtime_of, settings_of
 from myllm_server.stream import EventStream, attended, collected
 from myllm_server.strict import StrictRoute
 
 router = APIRouter(prefix="/api", route_class=StrictRoute)
-
-_LEAST_LOGPROB = -9999.0
 
 _IdempotencyKey = Annotated[
     str | None,
@@ -56,7 +54,7 @@ async def chat(
         options=body.options,
         session_id=session_id,
         turn_key=idempotency_key,
-        client=_client(request, body.session_id),
+        client=client_of(request, body.session_id),
     )
     about = {"session_id": session_id, "model": body.model}
     if body.stream:
@@ -78,7 +76,7 @@ async def chat_by_query(request: Request, query: Annotated[ChatQuery, Query()]) 
         return Response(status_code=204)
     session_id = query.session_id or uuid.uuid4().hex
     events = runtime_of(request).chat(
-        query.model, query.message, session_id=session_id, client=_client(request, query.session_id)
+        query.model, query.message, session_id=session_id, client=client_of(request, query.session_id)
     )
     return _stream(request, events, {"session_id": session_id, "model": query.model}, event_id=request.state.request_id)
 
@@ -88,7 +86,7 @@ async def generate(
     request: Request, body: Annotated[GenerateBody, Body(openapi_examples=examples.GENERATE_BODIES)]
 ) -> Response:
     """Continue a raw prompt, without chat template and session."""
-    events = runtime_of(request).generate(body.model, body.prompt, options=body.options, client=_client(request))
+    events = runtime_of(request).generate(body.model, body.prompt, options=body.options, client=client_of(request))
     about = {"model": body.model}
     if body.stream:
         return _stream(request, events, about)
@@ -108,14 +106,9 @@ async def embeddings(
     return json_response({"embeddings": vectors, "model": body.model, "usage": usage})
 
 
-def _client(request: Request, session_id: str | None = None) -> str:
-    """Whose turn a request takes when a model is busy: its session's, else its address's."""
-    return f"{request.client.host if request.client else ''} {session_id or ''}"
-
-
 def _stream(
     request: Request, events: AsyncGenerator[Event, None], about: dict[str, Any], event_id: str = ""
-) -> EventStream:
+) -> EventStream[Event]:
     return EventStream(events, NativeFrames(about, event_id), settings_of(request).ping_interval)
 
 
@@ -231,9 +224,4 @@ def _logprobs(events: list[Event]) -> dict[str, Any]:
 
 
 def _position(position: PositionLogprobs) -> dict[str, Any]:
-    return {**_logprob(position.chosen), "top": [_logprob(one) for one in position.top]}
-
-
-def _logprob(one: TokenLogprob) -> dict[str, Any]:
-    # JSON has no -inf, which a token that can't come has
-    return {"token": one.token, "bytes": list(one.bytes), "logprob": max(one.logprob, _LEAST_LOGPROB)}
+    return {**logprob(position.chosen), "top": [logprob(one) for one in position.top]}

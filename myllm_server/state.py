@@ -18,3 +18,8 @@ def runtime_of(connection: HTTPConnection) -> Runtime:
 def settings_of(connection: HTTPConnection) -> Settings:
     """The settings that the app was made with."""
     return cast(Settings, connection.app.state.settings)
+
+
+def client_of(connection: HTTPConnection, within: str | None = None) -> str:
+    """Whose turn a request takes when a model is busy: its address's; ``within`` tells that one's users apart."""
+    return f"{connection.client.host if connection.client else ''} {within or ''}"

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -22,31 +22,40 @@ from myllm_server.gate import STOPPING
 logger = logging.getLogger("myllm.server")
 
 T = TypeVar("T")
+E = TypeVar("E")
+E_contra = TypeVar("E_contra", contravariant=True)
 
 
-class Frames(Protocol):
+class Frames(Protocol[E_contra]):
     """How an API writes events. One object serves one stream."""
 
     content_type: bytes
     ping: bytes
 
-    def event(self, event: Event) -> bytes:
+    def event(self, event: E_contra) -> bytes:
         """The bytes that tell of ``event``; empty when it isn't told. A ``Finish`` ends the stream."""
 
     def error(self, error: HttpError, request_id: str) -> bytes:
         """The last bytes of a stream that failed."""
 
 
-class EventStream(Response):
+class EventStream(Response, Generic[E]):
     """An ASGI response that writes events as they come.
 
     The response starts with the first frame, so that what goes wrong before it has an HTTP status of
     its own; after ``ping_interval`` seconds of silence it starts with a comment, which keeps proxies
-    and clients from giving up, and later failures are error frames.
+    and clients from giving up, and later failures are error frames. ``headers`` are added to the response's.
     """
 
-    def __init__(self, events: AsyncGenerator[Event, None], frames: Frames, ping_interval: float) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[E, None],
+        frames: Frames[E],
+        ping_interval: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__()
+        self.added = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()]
         self.events = events
         self.frames = frames
         self.ping_interval = ping_interval
@@ -108,11 +117,12 @@ class EventStream(Response):
             self._ended = last
             await send({"type": "http.response.body", "body": frame, "more_body": not last})
 
-    def _start_headers(self) -> Iterable[tuple[bytes, bytes]]:
+    def _start_headers(self) -> list[tuple[bytes, bytes]]:
         return [
             (b"content-type", self.frames.content_type),
             (b"cache-control", b"no-store"),
             (b"x-accel-buffering", b"no"),
+            *self.added,
         ]
 
 
