@@ -119,7 +119,9 @@ def myllm(
     if verbose:
         import logging
 
-        logging.basicConfig(level=logging.DEBUG, format="%(levelname)s %(name)s: %(message)s")
+        # Other libraries' debugging isn't wanted: it may hold what people typed.
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+        logging.getLogger("myllm").setLevel(logging.DEBUG)
     if models_dir is not None:
         models_dir = models_dir.expanduser().absolute()
     ctx.obj = Cli(models_dir, verbose)

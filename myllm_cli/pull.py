@@ -172,7 +172,7 @@ def pull(
     if json:
         print_json(model_json(model))
     else:
-        print(f"Pulled {clean_line(model.name)} ({size_text(model.manifest.size)}). Try: myllm run {model.name}")
+        print(f"{clean_line(model.name)} is installed ({size_text(model.manifest.size)}). Try: myllm run {model.name}")
 
 
 def _list_catalog(cli: Cli, json: bool) -> None:

@@ -40,6 +40,10 @@ def troubled(with_echo: Myllm) -> Myllm:
         points = f"[myllm]\n{name} = plug_{name}\n\n[myllm.commands]\ndo-{name.replace('_', '-')} = plug_{name}:run\n"
         _distribution(folder, name, body, points)
     working = "def run(text: str) -> None:\n    print(text[::-1])\n"
+    offers_nothing = "from myllm_core import hookimpl\n\n\n@hookimpl\ndef myllm_catalog():\n    return []\n"
+    _distribution(folder, "lacks", offers_nothing, "[myllm]\nlacks = plug_lacks\n")
+    with (folder / "plug_lacks-1.0.dist-info" / "METADATA").open("a") as metadata:
+        metadata.write("Requires-Dist: no-such-distribution-here>=1\n")
     _distribution(folder, "works", working, "[myllm.commands]\nreverse = plug_works:run\nlist = plug_works:run\n")
     with_echo.extra["PYTHONPATH"] = str(folder)
     return with_echo
@@ -108,6 +112,7 @@ def test_a_broken_command_gives_one_clear_line(troubled: Myllm, command: str, ca
 
 
 def test_plugins_shows_what_is_broken_and_keeps_its_output_clean(troubled: Myllm) -> None:
+    troubled.extra["MYLLM_DISABLED_PLUGINS"] = '["sleeps"]'
     done = troubled("plugins", "--json")
     described = {plugin["name"]: plugin for plugin in json.loads(done.stdout)}  # noise would break this
     assert done.returncode == 0
@@ -115,6 +120,8 @@ def test_plugins_shows_what_is_broken_and_keeps_its_output_clean(troubled: Myllm
     assert "no such library" in described["raises"]["error"]
     assert described["raises"]["distribution"] == "plug-raises"
     assert described["raises"]["fix"]
+    assert described["lacks"]["status"] == "incomplete"
+    assert described["lacks"]["missing"] == ["no-such-distribution-here"]
     assert described["echo"]["status"] == "ok"
     assert described["echo"]["offers"]["commands"] == ["shout"]
 
