@@ -30,7 +30,7 @@ CATALOG: list[CatalogEntry] = [
         context_size=8192,
         licence="apache-2.0",
         system="You are a helpful assistant.",
-        options=_SMOLLM2,
+        options={"temperature": 0.1, "top_p": 0.9, "max_tokens": 1024},
     ),
     CatalogEntry(
         name="smollm2:360m",

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from myllm_core.errors import UnsupportedError
 from myllm_core.models.manifest import Model
@@ -68,7 +68,7 @@ class ModelFacts:
     for. ``eos_tokens`` end a reply. ``special_tokens`` are the texts of control tokens, which a user's
     text must never become; ``added_tokens`` are other tokens that the tokenizer matches as a whole.
     ``bos_token`` is put first, unless the template already did, when it isn't None.
-    ``capabilities`` are those that are live: ``chat``, ``complete``, ``embed``, ``logprobs``, ``vision``, ``tools``.
+    ``capabilities`` are those that are live: ``chat``, ``complete``, ``embed``, ``grammar``, ``logprobs``, ``vision``.
     """
 
     context_size: int
@@ -135,13 +135,24 @@ class Engine(ABC):
         """Give all memory back. May be called twice."""
 
 
+class TokenMask(Protocol):
+    """Which tokens may come next in a sequence. The core moves it on after each token that ``step`` returns."""
+
+    def allows(self, token: int) -> bool:
+        """Whether ``token`` may come next: the quick question, to ask of the token that was chosen anyway."""
+
+    def mask(self) -> bytes:
+        """A bit per token id, the lowest bit first, at least as long as the vocabulary: which tokens may come next."""
+
+
 @dataclass(slots=True)
 class Sequence:
     """A prompt that an engine continues: ``tokens`` is the whole prompt, at least one token.
 
     The engine goes on until ``cancel(id)``: the core decides when a reply ends. ``max_tokens`` is how
     many tokens the core will take at most, so that the engine can plan memory. ``logprobs`` as in
-    ``ChatRequest``.
+    ``ChatRequest``. With ``allowed`` only tokens that it allows may be chosen, and at most one in each step; an engine
+    that does so has the capability ``grammar``, and gets no such sequences otherwise.
     """
 
     id: int
@@ -149,6 +160,7 @@ class Sequence:
     sampling: Sampling
     max_tokens: int
     logprobs: int | None = None
+    allowed: TokenMask | None = None
 
 
 @dataclass(slots=True)

@@ -5,14 +5,15 @@ One model serves the HTTP API, the command line, manifests and Python programs, 
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from myllm_core.errors import InvalidOption, UnsupportedError
-from myllm_core.types import Sampling
+from myllm_core.types import Grammar, Sampling
 
 MAX_TOKENS = 2**20
 
@@ -53,6 +54,15 @@ class Options(BaseModel):
     fit: Literal["drop", "error"] | None = Field(
         None, description="a conversation too long: leave out the oldest turns and say so, or refuse (drop)"
     )
+    json_schema: dict[str, Any] | None = Field(None, description="JSON schema that the answer follows")
+    regex: str | None = Field(None, min_length=1, description="regular expression that the answer matches")
+    grammar: str | None = Field(None, min_length=1, description="grammar (llguidance's Lark) that the answer follows")
+
+    @model_validator(mode="after")
+    def _one_grammar(self) -> Self:
+        if sum(value is not None for value in (self.json_schema, self.regex, self.grammar)) > 1:
+            raise ValueError("give one of json_schema, regex and grammar, not several")
+        return self
 
 
 def parse_options(given: Mapping[str, Any]) -> Options:
@@ -96,3 +106,12 @@ def sampling(options: Options, honoured: Iterable[str], engine: str) -> Sampling
             f"the {engine} engine has no option {refused[0]}; it has: {', '.join(sorted(honoured)) or 'none'}"
         )
     return Sampling(**{"seed": random.getrandbits(32), **given})
+
+
+def grammar(options: Options) -> Grammar | None:
+    """What the answer is to be held to, if anything."""
+    if options.json_schema is not None:
+        return Grammar("json_schema", json.dumps(options.json_schema))
+    if options.regex is not None:
+        return Grammar("regex", options.regex)
+    return Grammar("lark", options.grammar) if options.grammar is not None else None

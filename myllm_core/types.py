@@ -56,13 +56,21 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a reply is held to: ``text`` is a JSON schema, a regular expression, or a grammar in llguidance's Lark."""
+
+    kind: Literal["json_schema", "regex", "lark"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
     """What an engine is asked: the whole conversation, and how to go on.
 
     ``max_tokens`` None means: until the model stops or the context is full. ``logprobs`` None means
     none, n means the chosen token's and the n best others'. ``fit`` says what happens when the
     conversation is longer than the context: ``"drop"`` leaves out the oldest turns and reports them,
-    ``"error"`` refuses.
+    ``"error"`` refuses. The answer (not the reasoning before it) follows ``grammar``, if there is one.
     """
 
     messages: tuple[Message, ...]
@@ -71,6 +79,7 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     fit: Literal["drop", "error"] = "drop"
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,7 @@ class CompletionRequest:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
 
 Request = ChatRequest | CompletionRequest

@@ -27,7 +27,7 @@ from myllm_core.types import (
     Usage,
 )
 
-__all__ = ["Pipeline", "Prepared", "Preparer", "run_alone"]
+__all__ = ["Pipeline", "Prepared", "Preparer", "all_pieces", "run_alone"]
 
 
 class _Reply:
@@ -47,13 +47,18 @@ class _Reply:
         self._stops = StopMatcher(prepared.stop)
         self._logprobs: list[tuple[int, PositionLogprobs]] = []
         self._decoded = self._emitted = 0
+        self.constraint = prepared.constraint
+        if self.constraint is not None:
+            self.constraint.active = not self._reasoning.inside
 
     def feed(self, piece: bytes, logprobs: PositionLogprobs | None) -> list[Event]:
         """Events that a token's bytes make certain."""
-        start = self._decoded
+        start, was_inside = self._decoded, self._reasoning.inside
         text = self._decoder.decode(piece)
         reasoning, answer = self._reasoning.feed(text)
         self._decoded += len(answer)
+        if self.constraint is not None and was_inside and not self._reasoning.inside:
+            self.constraint.active = True  # from the next token on: the answer begins
         if logprobs is not None and not reasoning:
             self._logprobs.append((start, logprobs))
         return self._events(reasoning, self._stops.feed(answer))
@@ -152,9 +157,8 @@ class Pipeline:
             reply.admitted = time.perf_counter()
             self._running[reply.rid] = reply
             request = reply.request
-            self._engine.add(
-                Sequence(reply.rid, reply.prepared.tokens, request.sampling, reply.limit, request.logprobs)
-            )
+            prompt, limit = reply.prepared.tokens, reply.limit
+            self._engine.add(Sequence(reply.rid, prompt, request.sampling, limit, request.logprobs, reply.constraint))
 
     def _advance(self, reply: _Reply, out: TokenOut) -> list[Event]:
         if out.error is not None:
@@ -165,9 +169,14 @@ class Pipeline:
             reply.tokens += 1
             return self._end(reply, "stop")
         reply.tokens += 1
+        if reply.constraint is not None:
+            try:
+                reply.constraint.accept(out.token)
+            except MyllmError as error:
+                return self._end(reply, "error", error)
         logprobs = None if reply.request.logprobs is None else self._position(out)
         events = reply.feed(self._piece(out.token), logprobs)
-        if reply.stopped_by is not None:
+        if reply.stopped_by is not None or (reply.constraint is not None and reply.constraint.complete):
             return events + self._end(reply, "stop")
         if reply.tokens >= reply.limit:
             return events + self._end(reply, "length")
@@ -205,10 +214,15 @@ class Pipeline:
         return TokenLogprob(piece.decode("utf-8", "replace"), piece, value)
 
 
+def all_pieces(engine: TokenEngine) -> list[bytes]:
+    """The bytes of every token of the vocabulary."""
+    return [engine.piece(token) for token in range(engine.facts.vocab_size)]
+
+
 def run_alone(engine: TokenEngine, request: Request) -> Iterator[Event]:
     """Run one request on an engine that nobody else uses, on this thread."""
     pipeline = Pipeline(engine)
-    prepared = Preparer(engine.facts, engine.tokenize).prepare(request)
+    prepared = Preparer(engine.facts, engine.tokenize, lambda: all_pieces(engine)).prepare(request)
     pipeline.start(0, request, prepared)
     try:
         while pipeline.busy:

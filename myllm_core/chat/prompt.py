@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import jinja2
 
+from myllm_core.chat.constraint import Constraint, Constraints
 from myllm_core.chat.fallbacks import Fallback, choose_fallback
 from myllm_core.chat.literal import Literals, Tokenize, choose_fence
 from myllm_core.chat.sandbox import compile_template, render
@@ -28,14 +29,21 @@ class Prepared:
     stop: tuple[str, ...]
     reasoning: bool = False
     inside_reasoning: bool = False
+    constraint: Constraint | None = None
 
 
 class Preparer:
-    """Makes prompts for one loaded model. ``prepare`` may run on any one thread; ``tokenize`` finds its own."""
+    """Makes prompts for one loaded model.
 
-    def __init__(self, facts: ModelFacts, tokenize: Tokenize, names: str = "") -> None:
+    ``prepare`` may run on any one thread; ``tokenize`` and ``pieces`` (the bytes of every token) find their own.
+    """
+
+    def __init__(
+        self, facts: ModelFacts, tokenize: Tokenize, pieces: Callable[[], list[bytes]], names: str = ""
+    ) -> None:
         self._facts = facts
         self._tokenize = tokenize
+        self._constraints = Constraints(facts, pieces, tokenize)
         self._fallback: Fallback | None = None
         self._source = facts.chat_template or ""
         if not self._source:
@@ -62,15 +70,16 @@ class Preparer:
 
     def prepare(self, request: Request) -> Prepared:
         """The prompt's tokens. Raises ``ContextLengthError``, ``TemplateError`` or ``InvalidRequest``."""
+        constraint = self._constraints.make(request.grammar) if request.grammar else None
         if isinstance(request, ChatRequest):
-            return self._prepare_chat(request)
+            return self._prepare_chat(request, constraint)
         tokens = self._with_bos(self._literals.plain(request.prompt, self._tokenize))
         if not tokens:
             raise InvalidRequest("the prompt is empty; send some text")
         self._check(len(tokens))
-        return Prepared(tokens, ContextReport(self._facts.context_size), request.stop)
+        return Prepared(tokens, ContextReport(self._facts.context_size), request.stop, constraint=constraint)
 
-    def _prepare_chat(self, request: ChatRequest) -> Prepared:
+    def _prepare_chat(self, request: ChatRequest, constraint: Constraint | None) -> Prepared:
         if not request.messages:
             raise InvalidRequest("there are no messages; send at least one")
         turns = _Turns(request.messages)
@@ -86,7 +95,7 @@ class Preparer:
         report = ContextReport(size, tuple(dropped), full - len(tokens) if dropped else 0)
         stop = request.stop + (self._fallback.stop if self._fallback else ())
         inside = self._reasoning and text.rstrip().endswith("<think>")
-        return Prepared(tokens, report, stop, self._reasoning, inside)
+        return Prepared(tokens, report, stop, self._reasoning, inside, constraint)
 
     def _fewest(self, turns: _Turns, limit: int) -> int:
         """The fewest of the oldest turns to leave out for a prompt of ``limit`` tokens; all if none is enough."""

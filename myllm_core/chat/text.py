@@ -56,6 +56,11 @@ class ReasoningSplitter:
         self._held = ""
         self._begun = False
 
+    @property
+    def inside(self) -> bool:
+        """Whether the reasoning still goes on."""
+        return self._state == "inside"
+
     def feed(self, text: str) -> tuple[str, str]:
         """(reasoning, answer) that are certain."""
         if self._state == "answer":

@@ -12,14 +12,15 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
-from myllm_core.chat.pipeline import Pipeline, Prepared, Preparer
+from myllm_core.chat.pipeline import Pipeline, Prepared, Preparer, all_pieces
 from myllm_core.engine import Engine, TokenEngine
 from myllm_core.errors import EngineError, MyllmError
 from myllm_core.runtime.wire import pack_embeddings, pack_event, unpack_request
 from myllm_core.types import ChatRequest, Finish, Progress, ReasoningDelta, Request, TextDelta, ToolCallDelta
 
+T = TypeVar("T")
 Emit = Callable[[list[list[Any]]], None]
 _EVENTS = (TextDelta, ReasoningDelta, ToolCallDelta, Progress, Finish)
 _MAX_REPLY = 64 * 2**20
@@ -51,7 +52,7 @@ class TokenHost:
         self._emit = emit
         self._inbox: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
         self._pipeline = Pipeline(engine)
-        self._preparer = Preparer(engine.facts, self._tokenize_there, names)
+        self._preparer = Preparer(engine.facts, self._tokenize_there, self._pieces_there, names)
         self._pool = ThreadPoolExecutor(1, "prepare")
         self._preparing: set[int] = set()
         self._closing = False
@@ -130,8 +131,15 @@ class TokenHost:
         self.post(["prepared", rid, request, prepared])
 
     def _tokenize_there(self, text: str, special: bool) -> list[int]:
-        future: Future[list[int]] = Future()
-        self.post(["call", lambda: self._engine.tokenize(text, special), future])
+        return self._there(lambda: self._engine.tokenize(text, special))
+
+    def _pieces_there(self) -> list[bytes]:
+        return self._there(lambda: all_pieces(self._engine))
+
+    def _there(self, function: Callable[[], T]) -> T:
+        """Call on the engine's thread."""
+        future: Future[T] = Future()
+        self.post(["call", function, future])
         return future.result()
 
     def _call(self, function: Callable[[], Any], future: Future[Any]) -> None:

@@ -21,6 +21,7 @@ from myllm_core.types import (
     Embeddings,
     Event,
     Finish,
+    Grammar,
     Message,
     PositionLogprobs,
     Progress,
@@ -69,6 +70,7 @@ def unpack_request(body: dict[str, Any]) -> Request:
     kind = fields.pop("kind")
     fields["sampling"] = Sampling(**fields["sampling"])
     fields["stop"] = tuple(fields["stop"])
+    fields["grammar"] = Grammar(**fields["grammar"]) if fields["grammar"] else None
     if kind == "complete":
         return CompletionRequest(**fields)
     fields["messages"] = tuple(unpack_message(message) for message in fields["messages"])

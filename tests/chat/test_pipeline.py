@@ -216,7 +216,7 @@ def test_an_engine_that_raises_ends_its_requests_and_goes_on(byte_engine):
 def test_more_requests_than_sequences_wait_their_turn_and_cancelling_frees_a_place(byte_engine):
     engine = byte_engine(b"abc")
     pipeline = Pipeline(engine)
-    prepared = Preparer(engine.facts, engine.tokenize).prepare(ask())
+    prepared = Preparer(engine.facts, engine.tokenize, list).prepare(ask())
     for rid in (1, 2, 3, 4):
         pipeline.start(rid, ask(), prepared)
     pipeline.step()

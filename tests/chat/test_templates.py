@@ -97,7 +97,7 @@ def test_rendering_is_repeatable_after_a_time_up():
 
 def tokens_of(facts: ModelFacts, messages=CONVERSATION, names=""):
     seen = []
-    preparer = Preparer(facts, lambda text, special: seen.append(text) or [1], names)
+    preparer = Preparer(facts, lambda text, special: seen.append(text) or [1], list, names)
     preparer.prepare(ChatRequest(messages))
     return "".join(seen), preparer.template_name
 

@@ -203,7 +203,7 @@ def _scheduler(model: LlamaModel, context: Context, settings: LoadSettings, cont
 def _facts(model: LlamaModel, context: Context | None, settings: LoadSettings) -> ModelFacts:
     trained = model.trained_context
     limits = [trained, settings.n_ctx if settings.kv_unified else 0, context.tokens_per_sequence if context else 0]
-    writes = {"chat", "complete", "logprobs"} if context else set()
+    writes = {"chat", "complete", "grammar", "logprobs"} if context else set()
     return ModelFacts(
         context_size=min(limit for limit in limits if limit),
         trained_context=trained,

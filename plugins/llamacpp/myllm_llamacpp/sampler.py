@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from myllm_core.engine import TokenMask
 from myllm_core.errors import EngineError
 from myllm_core.types import Sampling
 from myllm_llamacpp.bindings import library
@@ -27,7 +28,7 @@ class Sampler:
         self._chain: int | None = None
         window = min(sampling.repeat_last_n, context_size)
         penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
-        penalised = window > 0 and penalties != (1.0, 0.0, 0.0)
+        penalised = self._penalised = window > 0 and penalties != (1.0, 0.0, 0.0)
         if sampling.temperature <= 0 and not penalised:
             return
         api: Any = self._lib.api
@@ -43,8 +44,29 @@ class Sampler:
             for token in prompt[-window:]:
                 accept(parts[0], int(token))
 
-    def choose(self, context: Context, row: int) -> int:
-        """The token after a batch row. Raises ``EngineError`` when the model gave no numbers."""
+    def choose(self, context: Context, row: int, allowed: TokenMask | None = None) -> int:
+        """The token after a batch row, one that ``allowed`` allows. Raises ``EngineError`` when there are no numbers.
+
+        The token that would have been chosen anyway is asked about first; only when it isn't allowed the others are
+        ruled out and the choice is made again, from the same distribution. Penalties take note of each choice, so with
+        them the others are ruled out at once.
+        """
+        if allowed is None:
+            return self._choose(context, row)
+        if not self._penalised:
+            token = self._choose(context, row)
+            if allowed.allows(token):
+                return token
+        logits = context.logits(row)
+        bits = np.unpackbits(np.frombuffer(allowed.mask(), np.uint8), bitorder="little")[: len(logits)]
+        kept = logits.copy()
+        logits[bits == 0] = -np.inf
+        try:
+            return self._choose(context, row)
+        finally:
+            logits[:] = kept  # log probabilities are read after this
+
+    def _choose(self, context: Context, row: int) -> int:
         if self._chain is not None:
             return context.sample(self._chain, row)
         logits = context.logits(row)

@@ -239,7 +239,7 @@ class Scheduler:
 
     def _write(self, run: Run, row: int) -> TokenOut | None:
         try:
-            token = run.sampler.choose(self.context, row)
+            token = run.sampler.choose(self.context, row, run.request.allowed)
         except EngineError as error:
             self._fail(run, error)
             return None
