@@ -121,7 +121,7 @@ def test_plugins_shows_what_is_broken_and_keeps_its_output_clean(troubled: Myllm
     assert described["raises"]["distribution"] == "plug-raises"
     assert described["raises"]["fix"]
     assert described["lacks"]["status"] == "incomplete"
-    assert described["lacks"]["missing"] == ["no-such-distribution-here"]
+    assert described["lacks"]["missing"] == ["no-such-distribution-here>=1"]
     assert described["echo"]["status"] == "ok"
     assert described["echo"]["offers"]["commands"] == ["shout"]
 
