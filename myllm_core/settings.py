@@ -65,6 +65,12 @@ class Settings(BaseSettings):
     allowed_hosts: list[str] = Field(default_factory=list, description="further names for the Host header")
     cors_origins: list[str] = Field(default_factory=list, description="web origins that may call the server")
     max_body_bytes: int = Field(10 * 2**20, ge=1024, description="largest request body")
+    max_messages: int = Field(10_000, ge=1, description="most messages of a request")
+    max_json_depth: int = Field(64, ge=8, le=500, description="how deep a request body may be nested")
+    max_tokens: int = Field(
+        0, ge=0, le=2**20, description="most tokens of a reply, whether it asks for more or for none; 0: no limit"
+    )
+    rate_limit: int = Field(0, ge=0, description="HTTP requests a minute and client address; 0: no limit")
     read_timeout: Duration = Field(60.0, description="longest time to send a request's head, and then its body")
     max_requests: int = Field(256, ge=1, description="requests answered at the same time before others are refused")
     ping_interval: Duration = Field(10.0, description="how long a stream may be silent before a comment is sent")
@@ -87,6 +93,8 @@ class Settings(BaseSettings):
         default_factory=dict, description="load options by engine, such as engine_options.llamacpp.n_ctx"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
+    log_format: Literal["text", "json"] = Field("text", description="log lines for people, or JSON for programs")
+    otel: bool = Field(False, description="send OpenTelemetry traces; the OTEL_* variables say where to")
 
     @classmethod
     def settings_customise_sources(

@@ -18,6 +18,7 @@ from myllm_core.runtime.wire import pack_event, pack_request, unpack_event
 from myllm_core.types import Embeddings, Event, Finish, Progress, Request
 
 OnProgress = Callable[[Progress], None]
+OnDeath = Callable[[MyllmError], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,11 @@ class Handle:
         self._streams: dict[int, _Stream] = {}
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._loaded.add_done_callback(lambda future: future.cancelled() or future.exception())
-        self._last_progress = self._last_heard = 0.0
+        self._last_progress = 0.0
+        self._asked_at = 0.0  # when the oldest ping was sent that nothing has come after
+        self.cancelling = False  # a request was cancelled, and nothing has come since: a step may still run
         self.on_progress: OnProgress = lambda progress: None
+        self.on_death: OnDeath = lambda error: None
 
     @property
     def pid(self) -> int | None:
@@ -102,6 +106,7 @@ class Handle:
                 timer.cancel()
             del self._streams[rid]
             if not finished:
+                self.cancelling = True
                 self._post(["cancel", rid])
 
     def _expire_after(self, timeout: float, rid: int, stream: _Stream) -> asyncio.TimerHandle | None:
@@ -123,7 +128,16 @@ class Handle:
 
     async def ping(self) -> None:
         """Return when the worker's loop answers. Raises ``WorkerDied`` when it is gone."""
+        self._note_ping()
         await self._ask(["ping"])
+
+    def _note_ping(self) -> None:
+        self._asked_at = self._asked_at or asyncio.get_running_loop().time()
+
+    @property
+    def unanswered(self) -> float:
+        """For how many seconds the worker has left a ping unanswered; 0 when it hasn't."""
+        return asyncio.get_running_loop().time() - self._asked_at if self._asked_at else 0.0
 
     async def _ask(self, command: list[Any]) -> dict[str, Any]:
         rid, stream = self._open()
@@ -145,9 +159,9 @@ class Handle:
         return rid, stream
 
     def check_alive(self, patience: float) -> None:
-        """Ask the worker to say something; end it when it has said nothing for ``patience`` seconds."""
-        now = asyncio.get_running_loop().time()
-        if now - self._last_heard <= patience:
+        """Ask the worker to say something; end it when it hasn't for ``patience`` seconds."""
+        if self.unanswered <= patience:
+            self._note_ping()
             self._post(["ping", 0])
             return
         self.dead = WorkerDied(
@@ -161,7 +175,7 @@ class Handle:
         raise NotImplementedError
 
     def _receive(self, batch: list[list[Any]]) -> None:
-        self._last_heard = asyncio.get_running_loop().time()
+        self._asked_at, self.cancelling = 0.0, False
         for rid, *item in batch:
             if rid:
                 stream = self._streams.get(rid)

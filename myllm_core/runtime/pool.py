@@ -6,10 +6,13 @@ Everything here runs on one event loop, so there are no locks but the one that l
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import logging
 import math
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,11 +22,14 @@ from myllm_core.plugins import Plugins
 from myllm_core.runtime.choose import choose_engine, load_options, memory_needed
 from myllm_core.runtime.handle import Handle, LoadOrder
 from myllm_core.runtime.memory import free_memory, readable, used_memory
+from myllm_core.runtime.observe import Observer
 from myllm_core.runtime.process import WorkerProcess
 from myllm_core.runtime.slot import Lease, Loaded, Slot
 from myllm_core.runtime.thread import WorkerThread
 from myllm_core.settings import Settings
 from myllm_core.types import Progress
+
+log = logging.getLogger("myllm.runtime")
 
 _CRASHES, _CRASH_WINDOW, _COOLDOWN = 3, 60.0, 30.0
 
@@ -31,9 +37,10 @@ _CRASHES, _CRASH_WINDOW, _COOLDOWN = 3, 60.0, 30.0
 class Pool:
     """The models that are loaded."""
 
-    def __init__(self, settings: Settings, plugins: Plugins) -> None:
+    def __init__(self, settings: Settings, plugins: Plugins, observers: Sequence[Observer] = ()) -> None:
         self._settings = settings
         self._plugins = plugins
+        self._observers = observers
         self._slots: dict[str, Slot] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._load_lock = asyncio.Lock()
@@ -138,13 +145,38 @@ class Pool:
         async with self._load_lock:
             await self._make_room(slot)
             started = loop.time()
-            handle = await start(slot.order, on_progress)
+            with self._watched_load(slot.order):
+                handle = await start(slot.order, on_progress)
+            handle.on_death = lambda error: self._tell_of_death(slot.order, error)
         slot.last_used = loop.time()
         slot.load_seconds = slot.last_used - started
         slot.loaded_at = datetime.now(UTC).isoformat(timespec="seconds")
         if self._watchdog is None:
-            self._watchdog = asyncio.create_task(self._watch(), name="watchdog")
+            self._watchdog = asyncio.create_task(self._watch(), name="watchdog", context=contextvars.Context())
         return handle
+
+    @contextmanager
+    def _watched_load(self, order: LoadOrder) -> Iterator[None]:
+        """Log and tell the observers how a load ends."""
+        name, engine = order.model.name, order.engine.name
+        began, started, failure = time.time(), time.perf_counter(), None
+        try:
+            yield
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            seconds = time.perf_counter() - started
+            for observer in self._observers:
+                observer.load_ended(name, engine, began, seconds, failure)
+            how = f"could not be loaded: {failure}" if failure else "is loaded"
+            fields = {"model": name, "engine": engine, "seconds": round(seconds, 3)}
+            level = logging.WARNING if isinstance(failure, Exception) else logging.INFO
+            log.log(level, "%s %s (%s, %.1f s)", name, how, engine, seconds, extra={"fields": fields})
+
+    def _tell_of_death(self, order: LoadOrder, error: MyllmError) -> None:
+        for observer in self._observers:
+            observer.worker_died(order.model.name, error)
 
     async def _watch(self) -> None:
         """End workers that run requests and say nothing: a healthy one answers between any two steps."""
@@ -201,6 +233,7 @@ class Pool:
         await slot.idle.wait()
         if slot.handle is not None:
             await slot.handle.close()
+            log.info("%s is unloaded", slot.order.model.name, extra={"fields": {"model": slot.order.model.name}})
 
     async def _finish_leaving(self) -> None:
         if self._leaving:
@@ -243,18 +276,27 @@ class Pool:
         return True
 
     async def dead_models(self, timeout: float) -> list[str]:
-        """Names of loaded models whose worker doesn't answer within ``timeout`` seconds."""
-        live = [(name, slot.handle) for name, slot in self._slots.items() if slot.handle]
+        """Names of loaded models whose worker doesn't answer: an idle one within ``timeout`` seconds.
 
-        async def answers(handle: Handle) -> bool:
-            try:
-                await asyncio.wait_for(handle.ping(), timeout)
-            except (MyllmError, TimeoutError):
-                return False
-            return True
-
-        results = await asyncio.gather(*(answers(handle) for _, handle in live))
+        A busy one answers between two steps, and a step of a large model may take long: it isn't waited for, and
+        doesn't answer when it has been silent for half the ``hang_timeout``.
+        """
+        live = [(name, slot) for name, slot in self._slots.items() if slot.handle]
+        results = await asyncio.gather(*(self._answers(slot, timeout) for _, slot in live))
         return [name for (name, _), alive in zip(live, results, strict=True) if not alive]
+
+    async def _answers(self, slot: Slot, timeout: float) -> bool:
+        handle = slot.handle
+        assert handle is not None, "only loaded models are asked"
+        busy = slot.users > 0 or handle.cancelling
+        try:
+            async with asyncio.timeout(0 if busy else timeout):
+                await handle.ping()
+        except TimeoutError:
+            return busy and handle.unanswered < self._settings.hang_timeout / 2
+        except MyllmError:
+            return False
+        return True
 
     async def close(self) -> None:
         """Unload everything at once, also what still loads or runs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import logging
 import os
@@ -44,7 +45,11 @@ class WorkerProcess(Handle):
         self._log: deque[bytes] = deque()
         self._log_size = 0
         self._closing = False
-        self._tasks = [asyncio.create_task(self._read_log()), asyncio.create_task(self._read_events())]
+        # in contexts of their own: what they log belongs to no request, though one has started them
+        self._tasks = [
+            asyncio.create_task(reading, context=contextvars.Context())
+            for reading in (self._read_log(), self._read_events())
+        ]
 
     @classmethod
     async def start(cls, order: LoadOrder, on_progress: OnProgress) -> WorkerProcess:
@@ -120,26 +125,45 @@ class WorkerProcess(Handle):
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         except (ValueError, TypeError, LookupError) as error:
-            log.error("worker %s of %s sent nonsense (%s); it is ended", self.pid, self.order.model.name, error)
+            log.error(
+                "worker %s of %s sent nonsense (%s); it is ended",
+                self.pid,
+                self.order.model.name,
+                error,
+                extra={"fields": self._fields()},
+            )
             self.kill()
         finally:
             code = await self._process.wait()
             await asyncio.wait([self._tasks[0]], timeout=1)
             self._end(self._cause(code))
-            if not self._closing:
-                log.warning("%s", self.dead)
+            if not self._closing and self.dead is not None:
+                log.warning("%s", self.dead, extra={"fields": self._fields()})
+                self.on_death(self.dead)
             if self._process.stdin is not None:
                 self._process.stdin.close()
 
     async def _read_log(self) -> None:
         stream = self._process.stderr
         assert stream is not None
+        begun = b""
         while chunk := await stream.read(4096):
             self._log.append(chunk)
             self._log_size += len(chunk)
             while self._log_size > _LOG_TAIL and len(self._log) > 1:
                 self._log_size -= len(self._log.popleft())
-            log.debug("%s: %s", self.order.model.name, chunk.decode("utf-8", "replace").rstrip())
+            if log.isEnabledFor(logging.DEBUG):
+                *lines, begun = (begun[-4096:] + chunk).split(b"\n")
+                self._pass_on(lines)
+        self._pass_on([begun])
+
+    def _pass_on(self, lines: list[bytes]) -> None:
+        for line in filter(None, lines):
+            text = line.decode("utf-8", "replace").rstrip()
+            log.debug("%s: %s", self.order.model.name, text, extra={"fields": self._fields()})
+
+    def _fields(self) -> dict[str, Any]:
+        return {"model": self.order.model.name, "pid": self.pid}
 
     def _cause(self, code: int) -> MyllmError:
         name = self.order.model.name

@@ -18,11 +18,13 @@ from dataclasses import replace
 from typing import Any, Self, TypeVar
 from weakref import WeakValueDictionary
 
-from myllm_core.errors import InvalidRequest, MyllmError, UnsupportedError
+from myllm_core.errors import InvalidOption, InvalidRequest, MyllmError, UnsupportedError
 from myllm_core.models.manifest import Model
 from myllm_core.models.store import ModelStore
-from myllm_core.options import Options, merge, sampling
+from myllm_core.options import Options, grammar, merge, sampling
 from myllm_core.plugins import Plugins, load_plugins
+from myllm_core.runtime.handle import LoadOrder
+from myllm_core.runtime.observe import Kind, Observer, Watch
 from myllm_core.runtime.pool import Pool
 from myllm_core.runtime.slot import Lease, Loaded
 from myllm_core.session_store import SessionStore, check_session_id
@@ -51,7 +53,8 @@ class Runtime:
         self.settings = settings or load_settings()
         self.plugins = plugins or load_plugins(self.settings.disabled_plugins)
         self.models = ModelStore(self.settings.models_dir)
-        self._pool = Pool(self.settings, self.plugins)
+        self.observers: list[Observer] = []
+        self._pool = Pool(self.settings, self.plugins, self.observers)
         self._store: SessionStore | None = None
         self._store_lock = asyncio.Lock()
         self._session_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -121,16 +124,25 @@ class Runtime:
             async for event in events:
                 yield event
 
-    async def embed(self, model: str, inputs: Sequence[str], *, engine: str | None = None) -> Embeddings:
+    async def embed(
+        self, model: str, inputs: Sequence[str], *, engine: str | None = None, keep_alive: float | None = None
+    ) -> Embeddings:
         """One vector per input. Raises ``UnsupportedError`` when the model makes none."""
         if not inputs:
             raise InvalidRequest("there is nothing to embed; send at least one text")
         order = self._pool.order(self.models.get(model), engine, None)
-        async with self._pool.lease(order) as lease:
-            async for _ in lease.wait():
-                pass
-            _require(lease, "embed", "makes no embeddings; use an embedding model")
-            return await lease.handle.embed(list(inputs))
+        with self._watch("embed", order) as watch:
+            async with self._pool.lease(order, keep_alive) as lease:
+                async for _ in lease.wait():
+                    pass
+                watch.admitted()
+                _require(lease, "embed", "makes no embeddings; use an embedding model")
+                embeddings = await lease.handle.embed(list(inputs))
+            watch.made(embeddings)
+            return embeddings
+
+    def _watch(self, kind: Kind, order: LoadOrder) -> Watch:
+        return Watch(self.observers, kind, order.model.name, order.engine.name)
 
     async def load(
         self,
@@ -159,8 +171,8 @@ class Runtime:
         """The models that are loaded now, by name."""
         return self._pool.loaded()
 
-    async def dead_models(self, timeout: float = 5.0) -> list[str]:
-        """Names of loaded models whose worker doesn't answer within ``timeout`` seconds."""
+    async def dead_models(self, timeout: float = 2.0) -> list[str]:
+        """Names of loaded models whose worker doesn't answer: an idle one within ``timeout`` seconds."""
         return await self._pool.dead_models(timeout)
 
     async def sessions(self, use: Callable[[SessionStore], T]) -> T:
@@ -195,18 +207,22 @@ class Runtime:
         client: str,
     ) -> AsyncGenerator[Event, None]:
         order = self._pool.order(model, engine, load_options)
-        request = _request(
-            model, asked, merge(model.manifest.options, options), order.engine.sampling, order.engine.name
-        )
-        async with self._pool.lease(order, keep_alive, client) as lease:
-            async with aclosing(lease.wait()) as waiting:
-                async for progress in waiting:
-                    yield progress
-            if request.logprobs is not None:
-                _require(lease, "logprobs", "gives no log probabilities")
-            async with aclosing(lease.handle.run(request, lease.left)) as events:
-                async for event in events:
-                    yield replace(event, engine=lease.engine) if isinstance(event, Finish) else event
+        merged = _limited(merge(model.manifest.options, options), options, self.settings.max_tokens)
+        request = _request(model, asked, merged, order.engine.sampling, order.engine.name)
+        with self._watch("generate" if isinstance(asked, str) else "chat", order) as watch:
+            async with self._pool.lease(order, keep_alive, client) as lease:
+                async with aclosing(lease.wait()) as waiting:
+                    async for progress in waiting:
+                        yield progress
+                watch.admitted()
+                if request.logprobs is not None:
+                    _require(lease, "logprobs", "gives no log probabilities")
+                if request.grammar is not None:
+                    _require(lease, "grammar", "can't be held to a JSON schema or grammar")
+                async with aclosing(lease.handle.run(request, lease.left)) as events:
+                    async for event in events:
+                        watch.see(event)
+                        yield replace(event, engine=lease.engine) if isinstance(event, Finish) else event
 
     async def _kept(
         self, events: AsyncGenerator[Event, None], session_id: str, turn: Turn, key: str, model: str
@@ -249,17 +265,27 @@ async def _or_error(finish: Finish, keeping: Coroutine[Any, Any, None]) -> Finis
     return finish
 
 
+def _limited(merged: Options, asked: Options | None, most: int) -> Options:
+    """``merged`` with at most ``most`` tokens (0: no limit). Raises ``InvalidOption`` when more were asked for."""
+    if not most:
+        return merged
+    if asked is not None and (asked.max_tokens or 0) > most:
+        raise InvalidOption(f"option max_tokens: at most {most} here (setting max_tokens)", max_tokens=most)
+    return merged.model_copy(update={"max_tokens": min(merged.max_tokens or most, most)})
+
+
 def _request(
     model: Model, asked: tuple[Message, ...] | str, options: Options, honoured: frozenset[str], engine: str
 ) -> Request:
     how = sampling(options, honoured, engine)
     stop = tuple(options.stop or ())
     if isinstance(asked, str):
-        return CompletionRequest(asked, how, options.max_tokens, stop, options.logprobs)
+        return CompletionRequest(asked, how, options.max_tokens, stop, options.logprobs, grammar(options))
     system = model.manifest.system
     if system and not any(message.role == "system" for message in asked):
         asked = (Message("system", system), *asked)
-    return ChatRequest(asked, how, options.max_tokens, stop, options.logprobs, options.fit or "drop")
+    fit = options.fit or "drop"
+    return ChatRequest(asked, how, options.max_tokens, stop, options.logprobs, fit, grammar(options))
 
 
 def _require(lease: Lease, capability: str, otherwise: str) -> None:
