@@ -24,6 +24,9 @@ from myllm_server.errors import HANDLED, answer_error, json_bytes, json_response
 from myllm_server.gate import Gate, GateKeeper
 from myllm_server.guard import Guard, check_origins
 from myllm_server.log import RequestLog
+from myllm_server.openai import examples as openai_examples
+from myllm_server.openai import routes as openai
+from myllm_server.openai.errors import error_shape
 from myllm_server.state import runtime_of
 from myllm_server.strict import StrictRoute
 
@@ -71,9 +74,10 @@ def create_app(
     )
     app.state.runtime = runtime
     app.state.settings = settings
-    app.state.error_shapes = {}
+    app.state.error_shapes = {"/v1/": error_shape}
     for router in (native.router, models.router, sessions.router, health_router):
         app.include_router(router, responses=examples.ERRORS)
+    app.include_router(openai.router, responses=openai_examples.ERRORS)
     _include_plugins(app, plugins)
     for kind in HANDLED:
         app.add_exception_handler(kind, answer_error)

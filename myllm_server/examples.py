@@ -18,11 +18,13 @@ _END = {
 }
 
 
-def _bodies(**named: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+def bodies(**named: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    """Bodies to try, by name, each with a line that says what it shows."""
     return {name: {"summary": summary, "value": value} for name, (summary, value) in named.items()}
 
 
-def _answer(description: str, value: Any = None, stream: str = "") -> Responses:
+def answer(description: str, value: Any = None, stream: str = "") -> Responses:
+    """What a good answer looks like: a document, a stream, or either."""
     content: dict[str, Any] = {}
     if value is not None:
         content["application/json"] = {"example": value}
@@ -44,7 +46,7 @@ ERRORS: Responses = {
     "5XX": _error("The server can't answer now", "overloaded", "what to do"),
 }  # fmt: skip
 
-CHAT_BODIES = _bodies(
+CHAT_BODIES = bodies(
     stream=(
         "A streamed answer",
         {"model": _MODEL, "messages": [{"role": "user", "content": "Why is the sky blue?"}]},
@@ -71,24 +73,24 @@ CHAT_BODIES = _bodies(
         },
     ),
 )
-GENERATE_BODIES = _bodies(
+GENERATE_BODIES = bodies(
     whole=(
         "A prompt to continue",
         {"model": _MODEL, "prompt": "Once upon a time", "stream": False, "options": {"max_tokens": 32}},
     ),
     stream=("The same, streamed", {"model": _MODEL, "prompt": "Once upon a time", "options": {"max_tokens": 32}}),
 )
-EMBEDDINGS_BODIES = _bodies(
+EMBEDDINGS_BODIES = bodies(
     one=("One text, one vector", {"model": _MODEL, "input": "Hello, world!"}),
     many=("Several texts, a list of vectors", {"model": _MODEL, "input": ["Hello", "world"]}),
 )
 
 _TOKENS = 'data: {"token":"Blue","done":false}\n\ndata: {"token":" light","done":false}\n\n'
-CHAT_STREAM = _answer(
+CHAT_STREAM = answer(
     "The answer as it is written",
     stream=_TOKENS + f'data: {{"done":true,"session_id":"{_SESSION}","full_text":"Blue light"}}\n\n',
 )
-CHAT = _answer(
+CHAT = answer(
     "The answer: a stream, or one document when `stream` is false",
     {
         "message": {"role": "assistant", "content": "The capital of France is Paris."},
@@ -98,12 +100,12 @@ CHAT = _answer(
     },
     _TOKENS + f'data: {{"done":true,"session_id":"{_SESSION}","full_text":"Blue light"}}\n\n',
 )
-GENERATE = _answer(
+GENERATE = answer(
     "The continuation",
     {"text": ", there was a small village.", "model": _MODEL, **_END},
     _TOKENS + 'data: {"done":true,"full_text":"Blue light"}\n\n',
 )
-EMBEDDINGS = _answer("The vectors", {"embeddings": [0.12, -0.4, 0.07], "model": _MODEL, "usage": _USAGE})
+EMBEDDINGS = answer("The vectors", {"embeddings": [0.12, -0.4, 0.07], "model": _MODEL, "usage": _USAGE})
 
 _MODEL_ENTRY = {
     "name": "smollm2:135m",
@@ -128,11 +130,11 @@ _LOADED = {
     "loaded_at": "2026-01-01T12:00:00+00:00",
     "expires_in": 287.5,
 }
-MODELS = _answer("The installed models", {"models": [_MODEL_ENTRY]})
-MODEL = _answer("The model", _MODEL_ENTRY)
-LOADED = _answer("The model is loaded", {**_LOADED, "status": "loaded"})
-UNLOADED = _answer("The model is not loaded", {"name": "smollm2:135m", "status": "available"})
-PS = _answer("The loaded models", {"models": [_LOADED]})
+MODELS = answer("The installed models", {"models": [_MODEL_ENTRY]})
+MODEL = answer("The model", _MODEL_ENTRY)
+LOADED = answer("The model is loaded", {**_LOADED, "status": "loaded"})
+UNLOADED = answer("The model is not loaded", {"name": "smollm2:135m", "status": "available"})
+PS = answer("The loaded models", {"models": [_LOADED]})
 
 _SESSION_ENTRY = {
     "id": _SESSION,
@@ -142,8 +144,8 @@ _SESSION_ENTRY = {
     "updated_at": "2026-01-01T12:00:05Z",
     "message_count": 2,
 }
-SESSIONS = _answer("Sessions, the last changed first", {"sessions": [_SESSION_ENTRY]})
-SESSION = _answer(
+SESSIONS = answer("Sessions, the last changed first", {"sessions": [_SESSION_ENTRY]})
+SESSION = answer(
     "The session and the messages of its current path",
     {
         **_SESSION_ENTRY,
@@ -155,7 +157,7 @@ SESSION = _answer(
         ],
     },
 )  # fmt: skip
-SESSION_DELETED = _answer("The session is gone", {"id": _SESSION, "status": "deleted"})
+SESSION_DELETED = answer("The session is gone", {"id": _SESSION, "status": "deleted"})
 HEALTH: Responses = {
     200: {"description": "Well", "content": {"application/json": {"example": {"status": "ok"}}}},
     503: {"description": "Not well", "content": {"application/json": {"example": {"status": "unhealthy"}}}},

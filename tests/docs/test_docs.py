@@ -105,7 +105,7 @@ def test_every_generation_option_is_documented(name: str) -> None:
 def codes_of_the_server() -> set[str]:
     """Codes that only the server gives: the second argument of each ``HttpError(…)`` in its source."""
     found = set()
-    for path in (ROOT / "myllm_server").glob("*.py"):
+    for path in (ROOT / "myllm_server").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "HttpError" and len(node.args) > 1:
                 code = node.args[1]

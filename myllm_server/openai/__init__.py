@@ -1,0 +1,1 @@
+"""The OpenAI dialect under ``/v1``: its fields, frames, documents and errors over the same runtime."""

@@ -1,0 +1,240 @@
+"""Bodies of the OpenAI dialect: strict in types, lenient in fields, and what can't be honoured is refused.
+
+Fields that the dialect defines are honoured or refused; others are ignored and named, see ``ignored``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from myllm_core.options import Options
+from myllm_core.types import Message, ToolCall
+from myllm_server.errors import HttpError
+from myllm_server.schemas import MAX_INPUTS, MAX_MESSAGES, ModelName
+
+MAX_CHOICES = 128
+COMPLETION_TOKENS = 16
+"""The dialect's own default for raw prompts, which have no end of their own."""
+_MAX_NAMED = 20
+_SEEDS = 2**32
+
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "audio": (None,),
+    "best_of": (None, 1),
+    "function_call": (None, "none", "auto"),
+    "functions": (None, []),
+    "logit_bias": (None, {}),
+    "modalities": (None, ["text"]),
+    "parallel_tool_calls": (None, True, False),
+    "reasoning_effort": (None,),
+    "response_format": (None, {"type": "text"}),
+    "store": (None, False),
+    "suffix": (None, ""),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+    "verbosity": (None, "medium"),
+    "web_search_options": (None,),
+}
+"""Fields that can't be honoured, each with the values that ask for nothing."""
+
+
+def _joined(value: object) -> object:
+    """The text of a message's content: as it is, or of its text parts, a line each."""
+    return "\n".join(_text_of(index, part) for index, part in enumerate(value)) if isinstance(value, list) else value
+
+
+def _text_of(index: int, part: object) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    text = part.get(kind) if isinstance(part, dict) and kind in ("text", "refusal") else None
+    if isinstance(text, str):
+        return text
+    if isinstance(kind, str) and kind not in ("text", "refusal"):
+        raise PydanticCustomError(
+            "content_part", "part {index} is of type {kind}; only text is taken here", {"index": index, "kind": kind}
+        )
+    raise PydanticCustomError(
+        "content_part", 'part {index} should be {{"type": "text", "text": "…"}}', {"index": index}
+    )
+
+
+def _listed(value: object) -> object:
+    """One text or several as a list."""
+    if isinstance(value, list) and value and isinstance(value[0], int | list) and not isinstance(value[0], bool):
+        raise PydanticCustomError("token_array", "arrays of tokens aren't taken here; send text")
+    return [value] if isinstance(value, str) else value
+
+
+_TEXT: dict[str, Any] = {"type": "string"}
+_PART: dict[str, Any] = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": _TEXT},
+    "required": ["type", "text"],
+}
+_Content = Annotated[
+    str | None,
+    BeforeValidator(_joined),
+    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _PART}, {"type": "null"}]}),
+]
+
+
+_Texts = Annotated[
+    list[str], BeforeValidator(_listed), WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]})
+]
+
+
+class _Lenient(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class FunctionCall(_Lenient):
+    """Which function, with what: ``arguments`` is a JSON text."""
+
+    name: str
+    arguments: str
+
+
+class CalledTool(_Lenient):
+    """A tool call of an earlier reply."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ChatMessage(_Lenient):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: _Content = None
+    reasoning_content: str | None = None
+    tool_calls: list[CalledTool] | None = None
+    tool_call_id: str | None = None
+
+    def to_core(self, index: int) -> Message:
+        """The same as the core has it. Raises ``HttpError`` for one that can't be."""
+        where = f"messages.{index}"
+        for field in ("audio", "function_call"):
+            if (self.model_extra or {}).get(field) is not None:
+                raise _refused(f"{where}.{field}")
+        if self.tool_calls and self.role != "assistant":
+            raise _invalid(f"{where}.tool_calls", "only an assistant's message has them")
+        if self.role == "tool" and not self.tool_call_id:
+            raise _invalid(f"{where}.tool_call_id", "say which call this is the result of")
+        if self.content is None and not self.tool_calls:
+            raise _invalid(f"{where}.content", "send a text, or text parts")
+        calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in self.tool_calls or ())
+        role = "system" if self.role == "developer" else self.role
+        return Message(role, self.content or "", self.reasoning_content or "", calls, self.tool_call_id)
+
+
+class StreamOptions(_Lenient):
+    """How to stream."""
+
+    include_usage: bool | None = Field(None, description="end with a chunk that has the usage and no choices")
+
+
+class Generation(Options):
+    """What chats and completions have in common. Every option of myllm is a field, also those OpenAI doesn't have."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: ModelName
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="how many answers, each with a seed of its own (1)")
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="makes the answer repeatable (random)")
+    stream: bool | None = Field(None, description="answer in Server-Sent Events as the text is written (false)")
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(None, description="users of one address take turns when the model is busy")
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def options(self, **resolved: Any) -> list[Options]:
+        """The options of each of the ``n`` answers to a prompt: they differ in their seeds.
+
+        Without ``fit`` a prompt that doesn't fit is refused: this dialect can't tell what was left out.
+        """
+        values = {name: getattr(self, name) for name in Options.model_fields}
+        values |= {"fit": self.fit or "error"} | resolved
+        seeds = [None if self.seed is None else (self.seed + index) % _SEEDS for index in range(self.n or 1)]
+        return [Options.model_validate(values | {"seed": seed}) for seed in seeds]
+
+
+class ChatBody(Generation):
+    """A conversation to answer."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: int | None = Field(None, ge=1, description="the same as `max_tokens`")
+    logprobs: bool | None = Field(None, description="log probabilities of the tokens")
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="and of so many others; needs `logprobs`")
+
+    def to_core(self) -> tuple[list[Message], list[Options]]:
+        """The conversation, and the options of each answer. Raises ``HttpError`` for what can't be honoured."""
+        check_supported(self)
+        limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        if self.max_tokens not in (None, limit):
+            raise _invalid("max_tokens", "it isn't max_completion_tokens; send one of them")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise _invalid("top_logprobs", "it needs logprobs: true")
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        messages = [message.to_core(index) for index, message in enumerate(self.messages)]
+        return messages, self.options(max_tokens=limit, logprobs=logprobs)
+
+
+class CompletionBody(Generation):
+    """Raw prompts to continue."""
+
+    prompt: _Texts = Field(min_length=1, max_length=MAX_CHOICES)
+    echo: bool | None = Field(None, description="put the prompt before the text (false)")
+
+    def to_core(self) -> tuple[list[str], list[Options]]:
+        """The prompts, and the options of each prompt's answers. Raises ``HttpError`` for what can't be honoured."""
+        check_supported(self)
+        if self.echo and self.logprobs is not None:
+            raise _invalid("logprobs", "a prompt's own log probabilities aren't known; leave out echo or logprobs")
+        if len(self.prompt) * (self.n or 1) > MAX_CHOICES:
+            raise _invalid("n", f"prompts times n should be at most {MAX_CHOICES}")
+        limit = COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+        return self.prompt, self.options(max_tokens=limit)
+
+
+class EmbeddingsBody(_Lenient):
+    """Texts to make vectors of."""
+
+    model: ModelName
+    input: _Texts = Field(min_length=1, max_length=MAX_INPUTS)
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None, description="base64 is of little-endian 32-bit floats (float)"
+    )
+    dimensions: int | None = Field(None, ge=1, description="only the model's own number")
+    user: str | None = None
+
+
+def check_supported(body: BaseModel) -> None:
+    """Raise ``HttpError`` for a field of the dialect that can't be honoured here, unless it asks for nothing."""
+    for name, value in (body.model_extra or {}).items():
+        if name in _UNSUPPORTED and value not in _UNSUPPORTED[name]:
+            raise _refused(name)
+
+
+def ignored(body: BaseModel) -> dict[str, str]:
+    """The header that names the fields that were given and mean nothing here; none when there are none."""
+    found = {name for name, value in (body.model_extra or {}).items() if value is not None} - _UNSUPPORTED.keys()
+    if isinstance(body, ChatBody):
+        extras = (message.model_extra or {} for message in body.messages)
+        found |= {f"messages.{name}" for extra in extras for name, value in extra.items() if value is not None}
+    named = sorted({name if re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII) else "?" for name in found})
+    return {"x-myllm-ignored": ", ".join(named[:_MAX_NAMED])} if named else {}
+
+
+def _invalid(param: str, message: str) -> HttpError:
+    return HttpError(400, "invalid_request", f"{param}: {message}", param=param)
+
+
+def _refused(param: str) -> HttpError:
+    return HttpError(400, "unsupported", f"{param}: this server can't do that; leave it out", param=param)
