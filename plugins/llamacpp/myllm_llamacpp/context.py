@@ -180,6 +180,26 @@ class Context:
         """The last position of a sequence that is in the cache; -1 when there is none."""
         return int(self._lib.short.llama_memory_seq_pos_max(self.memory, sequence))
 
+    def state_size(self, sequence: int) -> int:
+        """Bytes that ``state`` would take."""
+        return int(self._api.llama_state_seq_get_size_ext(self.handle, sequence, 0))
+
+    def state(self, sequence: int) -> npt.NDArray[np.uint8] | None:
+        """A copy of all that the cache holds of a sequence; None when llama.cpp can't make one."""
+        data = np.empty(self.state_size(sequence), np.uint8)
+        pointer = _pointer(data, ctypes.c_uint8)
+        written = self._api.llama_state_seq_get_data_ext(self.handle, pointer, data.nbytes, sequence, 0)
+        return data if written == data.nbytes else None
+
+    def restore(self, sequence: int, state: npt.NDArray[np.uint8]) -> bool:
+        """Fill an empty sequence with what ``state`` copied. False: there is no room, and it is still empty."""
+        pointer = _pointer(state, ctypes.c_uint8)
+        with self._lib.log.capture():
+            read = self._api.llama_state_seq_set_data_ext(self.handle, pointer, state.nbytes, sequence, 0)
+        if read != state.nbytes:
+            self.remove(sequence)
+        return bool(read == state.nbytes)
+
     def clear(self) -> None:
         """Forget all sequences."""
         if self.memory is not None:

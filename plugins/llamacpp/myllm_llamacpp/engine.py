@@ -193,10 +193,12 @@ def _scheduler(model: LlamaModel, context: Context, settings: LoadSettings, cont
     from myllm_llamacpp.pace import Pace
     from myllm_llamacpp.scheduler import Scheduler
     from myllm_llamacpp.slots import Slots
+    from myllm_llamacpp.states import States, automatic_limit
 
     can_cut = context.warm_up()
     window = 0 if settings.swa_full else model.sliding_window
-    slots = Slots(context, can_cut=can_cut, shared=settings.kv_unified, window=window)
+    states = States(automatic_limit() if settings.cache_ram < 0 else settings.cache_ram * 2**20)
+    slots = Slots(context, states, can_cut=can_cut, shared=settings.kv_unified, window=window)
     return Scheduler(context, slots, Pace(context.batch.rows), context_size, settings.kv_unified)
 
 

@@ -17,6 +17,7 @@ MAX_SEQUENCES = 256
 
 _TOO_BIG = 2**24
 _LEAST_CONTEXT = 128
+_MOST_CACHE = 2**24
 
 
 class LoadSettings(BaseModel):
@@ -46,6 +47,12 @@ class LoadSettings(BaseModel):
     )
     swa_full: bool = Field(
         False, description="keep all of a sliding-window model's cache: more memory, more reuse of prefixes"
+    )
+    cache_ram: int = Field(
+        -1,
+        ge=-1,
+        le=_MOST_CACHE,
+        description="MiB of memory for sequences that left the cache; 0 keeps none, -1 takes an eighth of what is free",
     )
     use_mmap: bool = Field(True, description="map the file into memory instead of reading it")
     use_mlock: bool = Field(False, description="keep the model from being swapped out")

@@ -73,8 +73,8 @@ class Scheduler:
 
     Each step reads the newest token of every writing sequence, then prompt tokens in fair shares, as many as ``pace``
     allows. Admission is first come, first served, as long as the cache has room. When the cache is full after all,
-    resident prefixes go first; then the newest sequence is set back: it keeps what it has written, waits, and reads
-    everything again. So the oldest sequence always gets on.
+    resident prefixes go first; then the newest sequence is set back: it keeps what it has written, waits, and goes on
+    from a copy of its state, or reads everything again. So the oldest sequence always gets on.
     """
 
     context: Context
@@ -230,7 +230,7 @@ class Scheduler:
 
     def _set_back(self, run: Run) -> None:
         slot = _slot(run)
-        self.slots.forget(slot)
+        self.slots.give_up(slot)
         self.slots.release(slot)
         run.slot = None
         self._running.remove(run)

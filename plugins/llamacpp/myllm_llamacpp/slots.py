@@ -8,6 +8,10 @@ from itertools import count
 import numpy as np
 
 from myllm_llamacpp.context import Context, Ints
+from myllm_llamacpp.states import State, States
+
+_WORTH_KEEPING = 64
+"""Tokens that a copy must save: less is read anew as quickly."""
 
 
 class History:
@@ -30,6 +34,13 @@ class History:
         """A view of the tokens from ``start`` to before ``end``."""
         return self._data[start:end]
 
+    def common(self, tokens: Ints) -> int:
+        """How many of the first tokens are the same."""
+        most = min(self.length, len(tokens))
+        differs = self._data[:most] != tokens[:most]
+        first = int(differs.argmax()) if most else 0
+        return first if most and differs[first] else most
+
 
 @dataclass(slots=True, eq=False)
 class Slot:
@@ -45,18 +56,26 @@ class Slot:
     busy: bool = False
     used: int = 0
 
+    @property
+    def tokens(self) -> Ints:
+        """The tokens that are in the cache: a view."""
+        return self.history.slice(0, self.cached)
+
 
 class Slots:
     """All slots of a context, and the rules of sharing and giving up what they hold.
 
     Where a sequence can't be cut short (recurrent and hybrid models), a slot helps only when the new prompt goes on
     exactly where it ends. Where layers look through a sliding window, the tokens before the cut must still be there.
+    What is given up goes to ``states`` and comes back when a prompt begins like it.
     """
 
-    def __init__(self, context: Context, *, can_cut: bool, shared: bool, window: int) -> None:
+    def __init__(self, context: Context, states: States, *, can_cut: bool, shared: bool, window: int) -> None:
+        self.states = states
+        self.can_cut = can_cut
         self._context = context
-        self._can_cut = can_cut
-        self._can_copy = shared and can_cut and window == 0
+        self._plain = can_cut and window == 0  # every prefix of a cached sequence can be used
+        self._can_copy = shared and self._plain
         self._window = window
         self._slots = [Slot(number) for number in range(context.sequences)]
         self._clock = count(1)
@@ -66,7 +85,10 @@ class Slots:
 
         There must be a free slot.
         """
-        free = [slot for slot in self._slots if not slot.busy]
+        restored = self._restore(history, self._source(history)[1] + _WORTH_KEEPING)
+        if restored is not None:
+            return restored
+        free = self._free()
         source, prefix = self._source(history)
         if source is None or prefix == 0:
             return self._take(self._oldest(free), history, 0)
@@ -74,7 +96,7 @@ class Slots:
         if not source.busy and (2 * prefix >= source.cached or not others or not self._can_copy):
             return self._take(source, history, prefix)
         target = self._oldest(others)
-        self.forget(target)
+        self.give_up(target)
         self._context.copy(source.id, target.id, prefix)
         target.cached = prefix
         target.shared = prefix if source.busy else 0
@@ -84,7 +106,15 @@ class Slots:
         """How many of a prompt's first tokens a running slot holds in cells that can be shared."""
         if not self._can_copy:
             return 0
-        return max((self._prefix(slot, history) for slot in self._slots if slot.busy), default=0)
+        return max((self._usable(slot.tokens, history) for slot in self._slots if slot.busy), default=0)
+
+    def resident(self) -> list[Slot]:
+        """Slots that hold something and aren't in use, the one that was used last first."""
+        found = [slot for slot in self._slots if not slot.busy and slot.cached]
+        return sorted(found, key=lambda slot: -slot.used)
+
+    def _free(self) -> list[Slot]:
+        return [slot for slot in self._slots if not slot.busy]
 
     def _source(self, history: History) -> tuple[Slot | None, int]:
         """The slot whose prefix is to be used, and how long that is."""
@@ -92,23 +122,41 @@ class Slots:
         for slot in self._slots:
             if slot.busy and not self._can_copy:
                 continue
-            prefix = self._prefix(slot, history)
+            prefix = self._usable(slot.tokens, history)
             if prefix > longest or (best is not None and prefix == longest and best.busy and not slot.busy):
                 best, longest = slot, prefix
         return best, longest
 
-    def _prefix(self, slot: Slot, history: History) -> int:
-        most = min(slot.cached, history.length - 1)
-        if most <= 0:
+    def _usable(self, tokens: Ints, history: History, first: int = 0) -> int:
+        """How many of the cached ``tokens``, there from position ``first`` on, a prompt can begin with."""
+        prefix = min(history.common(tokens), history.length - 1)
+        if prefix < len(tokens) and (not self.can_cut or first > max(0, prefix - self._window)):
             return 0
-        differs = slot.history.slice(0, most) != history.slice(0, most)
-        first = int(differs.argmax())
-        prefix = first if differs[first] else most
-        if not self._can_cut and prefix < slot.cached:
-            return 0
-        return prefix
+        return max(0, prefix)
+
+    def _restore(self, history: History, least: int) -> Slot | None:
+        """Take a slot with a copy that spares at least so many tokens."""
+        state, prefix = None, least - 1
+        for other in self.states:
+            usable = self._usable(other.tokens, history, other.first)
+            if usable > prefix:
+                state, prefix = other, usable
+        if state is None:
+            return None
+        target = self._oldest(self._free())
+        self.give_up(target)
+        while not self._context.restore(target.id, state.data):
+            if not self.evict():
+                return None
+        self.states.touch(state)
+        if 2 * prefix >= len(state.tokens):
+            self.states.drop(lambda other: other is state)
+        target.history, target.cached = History(state.tokens), len(state.tokens)
+        return self._take(target, history, prefix)
 
     def _take(self, slot: Slot, history: History, prefix: int) -> Slot:
+        if 2 * prefix < slot.cached:
+            self._keep(slot)
         if prefix < slot.cached and not (prefix and self._context.remove(slot.id, prefix)):
             self.forget(slot)
             prefix = 0
@@ -128,13 +176,41 @@ class Slots:
         self._context.remove(slot.id)
         slot.history, slot.cached, slot.shared = History(), 0, 0
 
+    def give_up(self, slot: Slot) -> None:
+        """Empty a slot's cache, and keep a copy where there is memory for it."""
+        self._keep(slot)
+        self.forget(slot)
+
     def evict(self) -> bool:
         """Empty the resident slot that was used longest ago. False: there is none."""
-        resident = [slot for slot in self._slots if not slot.busy and slot.cached]
+        resident = self.resident()
         if not resident:
             return False
-        self.forget(min(resident, key=lambda slot: slot.used))
+        self.give_up(resident[-1])
         return True
+
+    def _keep(self, slot: Slot) -> None:
+        if slot.cached < _WORTH_KEEPING or self._held(slot):
+            return
+        state = self.copy(slot) if self.states.takes(self._context.state_size(slot.id)) else None
+        if state is None:
+            return
+        if self._plain:
+            self.states.drop(lambda other: np.array_equal(slot.tokens[: len(other.tokens)], other.tokens))
+        self.states.put(state)
+
+    def _held(self, slot: Slot) -> bool:
+        """Whether what the slot holds can be had from elsewhere."""
+        if self._plain:
+            others = [other.tokens[: slot.cached] for other in (*self._slots, *self.states) if other is not slot]
+        else:
+            others = [state.tokens for state in self.states]
+        return any(np.array_equal(tokens, slot.tokens) for tokens in others)
+
+    def copy(self, slot: Slot) -> State | None:
+        """A copy of what a slot holds; None when llama.cpp can't make one."""
+        data = self._context.state(slot.id)
+        return None if data is None else State(slot.tokens.copy(), self._context.first(slot.id), data)
 
     def _oldest(self, slots: list[Slot]) -> Slot:
         return min(slots, key=lambda slot: (slot.cached > 0, slot.used))

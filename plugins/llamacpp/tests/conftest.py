@@ -115,6 +115,14 @@ def installed(path: Path) -> Model:
     return Model(Manifest("test:latest", "gguf", (ModelFile(path.name, path.stat().st_size, ""),)), path.parent)
 
 
+def forget_all(engine: LlamaCppEngine) -> None:
+    """Leave nothing cached."""
+    assert engine._scheduler is not None
+    while engine._scheduler.slots.evict():
+        pass
+    engine._scheduler.slots.states.clear()
+
+
 @pytest.fixture(scope="session")
 def same() -> Callable[..., None]:
     return assert_same
@@ -150,9 +158,7 @@ def load_once() -> Iterator[Callable[[Path], tuple[Driver, Driver]]]:
             one, other = (LlamaCppEngine.load(installed(path), opts, lambda _: None) for opts in (tight, single))
             made[path] = one, other
         for engine in made[path]:
-            assert engine._scheduler is not None
-            while engine._scheduler.slots.evict():
-                pass
+            forget_all(engine)
         return Driver(made[path][0]), Driver(made[path][1])
 
     yield get
@@ -171,9 +177,7 @@ def shared(smollm2_gguf: Path) -> Iterator[LlamaCppEngine]:
 @pytest.fixture
 def driver(shared: LlamaCppEngine) -> Iterator[Driver]:
     """A driver of an engine that the tests of a file share; it begins with nothing cached."""
-    assert shared._scheduler is not None
-    while shared._scheduler.slots.evict():
-        pass
+    forget_all(shared)
     made = Driver(shared)
     yield made
     for number in list(made.replies):

@@ -59,7 +59,7 @@ def test_facts(shared):
     assert (facts.bos_text, facts.eos_text) == ("<|im_start|>", "<|im_end|>")
     assert {"<|im_start|>", "<|im_end|>", "<|endoftext|>"} <= set(facts.special_tokens)
     assert "im_start" in (facts.chat_template or "")
-    assert facts.capabilities == {"chat", "complete", "logprobs", "embed"}
+    assert facts.capabilities == {"chat", "complete", "logprobs", "grammar", "embed"}
 
 
 def test_eight_at_once_write_what_each_writes_alone(driver, load, same):

@@ -1,0 +1,70 @@
+"""Copies of sequences that left the KV cache, kept in memory for a prompt that begins the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from myllm_llamacpp import hardware
+from myllm_llamacpp.context import Ints
+
+Bytes = npt.NDArray[np.uint8]
+
+_AUTO_SHARE = 8  # of the memory that is free after loading
+_AUTO_MOST = 4 * 2**30
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """What llama.cpp kept of ``tokens``; ``first`` is the first position that a sliding window had left."""
+
+    tokens: Ints
+    first: int
+    data: Bytes
+
+
+class States:
+    """Copies of up to ``limit`` bytes; those that were used longest ago give way."""
+
+    def __init__(self, limit: int) -> None:
+        """Begin empty. ``limit`` 0 keeps nothing."""
+        self.limit = limit
+        self._kept: list[State] = []  # the one that was used last is last
+
+    def __iter__(self) -> Iterator[State]:
+        return iter(self._kept)
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept."""
+        return sum(state.data.nbytes for state in self._kept)
+
+    def takes(self, size: int) -> bool:
+        """Whether a copy of so many bytes would be kept; memory that others need more isn't taken."""
+        return 0 < size <= self.limit and size <= hardware.free_memory() // 2
+
+    def put(self, state: State) -> None:
+        """Keep a copy that ``takes`` agreed to."""
+        self._kept.append(state)
+        while self.size > self.limit:
+            del self._kept[0]
+
+    def drop(self, unwanted: Callable[[State], bool]) -> None:
+        """Give up the copies that aren't wanted any more."""
+        self._kept = [state for state in self._kept if not unwanted(state)]
+
+    def touch(self, state: State) -> None:
+        """A copy was used."""
+        self._kept.sort(key=lambda other: other is state)
+
+    def clear(self) -> None:
+        """Give all memory back."""
+        self._kept.clear()
+
+
+def automatic_limit() -> int:
+    """Bytes to keep when nobody said how many."""
+    return min(hardware.free_memory() // _AUTO_SHARE, _AUTO_MOST)
