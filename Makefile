@@ -34,7 +34,7 @@ $(STAMP): scripts/install $(PROJECTS:%=%/pyproject.toml)
 	@touch $@
 
 chat: $(STAMP)
-	@if [ -n "$$PROMPT" ]; then $(BIN)/myllm run $(MODEL) --pull -- "$$PROMPT"; else $(BIN)/myllm run $(MODEL) --pull; fi
+	@if [ -n "$$PROMPT" ]; then $(BIN)/myllm run $(MODEL) --pull -- "$$PROMPT" </dev/null; else $(BIN)/myllm run $(MODEL) --pull; fi
 
 test: $(STAMP)
 	$(BIN)/pytest $(ARGS)
