@@ -54,6 +54,7 @@ class Options(BaseModel):
     fit: Literal["drop", "error"] | None = Field(
         None, description="a conversation too long: leave out the oldest turns and say so, or refuse (drop)"
     )
+    ignore_eos: bool | None = Field(None, description="go on to max_tokens where the model would end (false)")
     json_schema: dict[str, Any] | None = Field(None, description="JSON schema that the answer follows")
     regex: str | None = Field(None, min_length=1, description="regular expression that the answer matches")
     grammar: str | None = Field(None, min_length=1, description="grammar (llguidance's Lark) that the answer follows")
@@ -92,15 +93,17 @@ def merge(*layers: Options | Mapping[str, Any] | None) -> Options:
 
 
 _SAMPLING = tuple(Sampling.__dataclass_fields__)
+_OFF = {"top_k": 0, "top_p": 1, "min_p": 0, "repeat_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
 
 
 def sampling(options: Options, honoured: Iterable[str], engine: str) -> Sampling:
     """Resolve the sampling options; a random seed is chosen when none is given.
 
-    Raises ``UnsupportedError`` when an option is given that the engine doesn't honour.
+    Raises ``UnsupportedError`` when an option is given that the engine doesn't honour; one that is given as off asks
+    for nothing.
     """
     given = {name: value for name, value in options.model_dump(exclude_none=True).items() if name in _SAMPLING}
-    refused = sorted(given.keys() - set(honoured))
+    refused = sorted(name for name in given.keys() - set(honoured) if given[name] != _OFF.get(name))
     if refused:
         raise UnsupportedError(
             f"the {engine} engine has no option {refused[0]}; it has: {', '.join(sorted(honoured)) or 'none'}"

@@ -71,6 +71,7 @@ class ChatRequest:
     none, n means the chosen token's and the n best others'. ``fit`` says what happens when the
     conversation is longer than the context: ``"drop"`` leaves out the oldest turns and reports them,
     ``"error"`` refuses. The answer (not the reasoning before it) follows ``grammar``, if there is one.
+    With ``ignore_eos`` the model's own end doesn't end a reply without grammar: it goes on to its limit.
     """
 
     messages: tuple[Message, ...]
@@ -80,6 +81,7 @@ class ChatRequest:
     logprobs: int | None = None
     fit: Literal["drop", "error"] = "drop"
     grammar: Grammar | None = None
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ class CompletionRequest:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     grammar: Grammar | None = None
+    ignore_eos: bool = False
 
 
 Request = ChatRequest | CompletionRequest

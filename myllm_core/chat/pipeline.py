@@ -48,6 +48,7 @@ class _Reply:
         self._logprobs: list[tuple[int, PositionLogprobs]] = []
         self._decoded = self._emitted = 0
         self.constraint = prepared.constraint
+        self.endless = request.ignore_eos and prepared.constraint is None
         if self.constraint is not None:
             self.constraint.active = not self._reasoning.inside
 
@@ -165,7 +166,7 @@ class Pipeline:
             return self._end(reply, "error", out.error)
         if not reply.first:
             reply.first, reply.cached = time.perf_counter(), out.cached_tokens
-        if out.token in self._facts.eos_tokens:
+        if out.token in self._facts.eos_tokens and not reply.endless:
             reply.tokens += 1
             return self._end(reply, "stop")
         reply.tokens += 1

@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any, Self, TypeVar
 from weakref import WeakValueDictionary
 
+from myllm_core.engine import Engine, TokenEngine
 from myllm_core.errors import InvalidOption, InvalidRequest, MyllmError, UnsupportedError
 from myllm_core.models.manifest import Model
 from myllm_core.models.store import ModelStore
@@ -208,7 +209,7 @@ class Runtime:
     ) -> AsyncGenerator[Event, None]:
         order = self._pool.order(model, engine, load_options)
         merged = _limited(merge(model.manifest.options, options), options, self.settings.max_tokens)
-        request = _request(model, asked, merged, order.engine.sampling, order.engine.name)
+        request = _request(model, asked, merged, order.engine)
         with self._watch("generate" if isinstance(asked, str) else "chat", order) as watch:
             async with self._pool.lease(order, keep_alive, client) as lease:
                 async with aclosing(lease.wait()) as waiting:
@@ -274,18 +275,18 @@ def _limited(merged: Options, asked: Options | None, most: int) -> Options:
     return merged.model_copy(update={"max_tokens": min(merged.max_tokens or most, most)})
 
 
-def _request(
-    model: Model, asked: tuple[Message, ...] | str, options: Options, honoured: frozenset[str], engine: str
-) -> Request:
-    how = sampling(options, honoured, engine)
-    stop = tuple(options.stop or ())
+def _request(model: Model, asked: tuple[Message, ...] | str, options: Options, engine: type[Engine]) -> Request:
+    how = sampling(options, engine.sampling, engine.name)
+    stop, endless = tuple(options.stop or ()), bool(options.ignore_eos)
+    if endless and not issubclass(engine, TokenEngine):
+        raise UnsupportedError(f"the {engine.name} engine can't ignore_eos; it ends replies itself")
     if isinstance(asked, str):
-        return CompletionRequest(asked, how, options.max_tokens, stop, options.logprobs, grammar(options))
+        return CompletionRequest(asked, how, options.max_tokens, stop, options.logprobs, grammar(options), endless)
     system = model.manifest.system
     if system and not any(message.role == "system" for message in asked):
         asked = (Message("system", system), *asked)
     fit = options.fit or "drop"
-    return ChatRequest(asked, how, options.max_tokens, stop, options.logprobs, fit, grammar(options))
+    return ChatRequest(asked, how, options.max_tokens, stop, options.logprobs, fit, grammar(options), endless)
 
 
 def _require(lease: Lease, capability: str, otherwise: str) -> None:

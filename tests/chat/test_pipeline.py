@@ -77,6 +77,14 @@ def test_a_full_context_ends_with_length(byte_engine):
     assert finish.usage.total_tokens == 100
 
 
+def test_ignoring_the_end_goes_on_to_the_limit(byte_engine):
+    script = [*b"ab", 258, 258, *b"cdef"]  # 258 ends a reply, and has no text
+    text, finish, _ = answer(byte_engine(script), ask(max_tokens=6, ignore_eos=True))
+    assert (text, finish.reason, finish.usage.completion_tokens) == ("abcd", "length", 6)
+    text, finish, _ = answer(byte_engine(script), ask(max_tokens=6))
+    assert (text, finish.reason, finish.usage.completion_tokens) == ("ab", "stop", 3)
+
+
 def test_reasoning_is_apart_from_the_answer(byte_engine):
     text, _, events = answer(byte_engine(b"<think>\nwhy not</think>\n\nBecause </think> is text"))
     assert text == "Because </think> is text"

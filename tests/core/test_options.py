@@ -105,3 +105,11 @@ def test_an_option_that_the_engine_hasnt_is_refused_when_given_only() -> None:
         sampling(Options(top_k=3), {"temperature"}, "plain")
     with pytest.raises(UnsupportedError, match="it has: none$"):
         sampling(Options(top_k=3), (), "plain")
+
+
+def test_an_option_that_is_off_needs_no_engine_that_has_it() -> None:
+    off = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0, "presence_penalty": 0, "frequency_penalty": 0}
+    assert sampling(Options(**off), (), "plain").top_p == 1
+    for name in off:
+        with pytest.raises(UnsupportedError, match=f"has no option {name}"):
+            sampling(Options(**{**off, name: 0.5 if name != "top_k" else 1}), (), "plain")
