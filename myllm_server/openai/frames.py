@@ -42,8 +42,8 @@ class _Chunks(ABC):
     def _choice(self, index: int, event: Event) -> bytes:
         """The chunks of one choice's event."""
 
-    def _chunk(self, index: int, **fields: Any) -> bytes:
-        choice = {"index": index, "logprobs": None, "finish_reason": None} | fields
+    def _chunk(self, index: int, said: dict[str, Any], logprobs: Any = None, finish_reason: str | None = None) -> bytes:
+        choice = {"index": index, **said, "logprobs": logprobs, "finish_reason": finish_reason}
         return self._head + json_bytes(choice) + self._tail
 
     def _end(self, finish: Finish) -> bytes:
@@ -67,23 +67,22 @@ class ChatChunks(_Chunks):
         chunk = self._text(index, event) if isinstance(event, TextDelta) else self._other(index, event)
         if chunk and index in self._unopened:
             self._unopened.discard(index)
-            return self._chunk(index, delta={"role": "assistant", "content": ""}) + chunk
+            return self._chunk(index, {"delta": {"role": "assistant", "content": ""}}) + chunk
         return chunk
 
     def _text(self, index: int, event: TextDelta) -> bytes:
         if event.logprobs:
-            delta = {"content": event.text}
-            return self._chunk(index, delta=delta, logprobs=shapes.chat_logprobs(event.logprobs))
+            return self._chunk(index, {"delta": {"content": event.text}}, shapes.chat_logprobs(event.logprobs))
         return self._before[index] + json_bytes(event.text) + self._after
 
     def _other(self, index: int, event: Event) -> bytes:
         match event:
             case ReasoningDelta():
-                return self._chunk(index, delta={"reasoning_content": event.text})
+                return self._chunk(index, {"delta": {"reasoning_content": event.text}})
             case ToolCallDelta():
-                return self._chunk(index, delta={"tool_calls": [shapes.tool_call(event)]})
+                return self._chunk(index, {"delta": {"tool_calls": [shapes.tool_call(event)]}})
             case Finish():
-                return self._chunk(index, delta={}, finish_reason=shapes.finish_reason(event))
+                return self._chunk(index, {"delta": {}}, finish_reason=shapes.finish_reason(event))
         return b""
 
 
@@ -101,12 +100,12 @@ class CompletionChunks(_Chunks):
         match event:
             case TextDelta() if event.logprobs:
                 logprobs = self._logprobs[index].shape(event.logprobs)
-                return self._echo(index) + self._chunk(index, text=event.text, logprobs=logprobs)
+                return self._echo(index) + self._chunk(index, {"text": event.text}, logprobs)
             case TextDelta():
                 return self._echo(index) + self._text(index, event.text)
             case Finish():
                 reason = shapes.finish_reason(event)
-                return self._echo(index) + self._chunk(index, text="", finish_reason=reason)
+                return self._echo(index) + self._chunk(index, {"text": ""}, finish_reason=reason)
         return b""
 
     def _echo(self, index: int) -> bytes:

@@ -6,12 +6,13 @@ Fields that the dialect defines are honoured or refused; others are ignored and 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from myllm_core.options import Options
+from myllm_core.options import Options, parse_options
 from myllm_core.types import Message, ToolCall
 from myllm_server.errors import HttpError
 from myllm_server.schemas import MAX_INPUTS, MAX_MESSAGES, ModelName
@@ -31,7 +32,6 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "modalities": (None, ["text"]),
     "parallel_tool_calls": (None, True, False),
     "reasoning_effort": (None,),
-    "response_format": (None, {"type": "text"}),
     "store": (None, False),
     "suffix": (None, ""),
     "tool_choice": (None, "none", "auto"),
@@ -157,12 +157,37 @@ class Generation(Options):
     def options(self, **resolved: Any) -> list[Options]:
         """The options of each of the ``n`` answers to a prompt: they differ in their seeds.
 
-        Without ``fit`` a prompt that doesn't fit is refused: this dialect can't tell what was left out.
+        Without ``fit`` a prompt that doesn't fit is refused: this dialect can't tell what was left out. Raises
+        ``InvalidOption``.
         """
         values = {name: getattr(self, name) for name in Options.model_fields}
         values |= {"fit": self.fit or "error"} | resolved
         seeds = [None if self.seed is None else (self.seed + index) % _SEEDS for index in range(self.n or 1)]
-        return [Options.model_validate(values | {"seed": seed}) for seed in seeds]
+        return [parse_options(values | {"seed": seed}) for seed in seeds]
+
+
+class NamedSchema(_Lenient):
+    """A JSON schema as the dialect wraps it; ``strict`` or not, the answer follows it."""
+
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+    json_schema: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(_Lenient):
+    """What the answer is to be: any text, any JSON object, or one that follows a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    def to_core(self) -> dict[str, Any] | None:
+        """The schema that the answer follows, if any. Raises ``HttpError`` for one that is missing."""
+        if self.type == "json_schema":
+            if self.json_schema is None:
+                raise _invalid("response_format.json_schema", "send the schema")
+            return self.json_schema.json_schema
+        return {"type": "object"} if self.type == "json_object" else None
 
 
 class ChatBody(Generation):
@@ -170,6 +195,7 @@ class ChatBody(Generation):
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, description="the same as `max_tokens`")
+    response_format: ResponseFormat | None = None
     logprobs: bool | None = Field(None, description="log probabilities of the tokens")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="and of so many others; needs `logprobs`")
 
@@ -182,8 +208,11 @@ class ChatBody(Generation):
         if self.top_logprobs is not None and not self.logprobs:
             raise _invalid("top_logprobs", "it needs logprobs: true")
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        schema = self.response_format.to_core() if self.response_format else None
+        if schema is not None and self.json_schema is not None:
+            raise _invalid("response_format", "there is a json_schema too; send one of them")
         messages = [message.to_core(index) for index, message in enumerate(self.messages)]
-        return messages, self.options(max_tokens=limit, logprobs=logprobs)
+        return messages, self.options(max_tokens=limit, logprobs=logprobs, json_schema=schema or self.json_schema)
 
 
 class CompletionBody(Generation):
@@ -224,12 +253,18 @@ def check_supported(body: BaseModel) -> None:
 
 def ignored(body: BaseModel) -> dict[str, str]:
     """The header that names the fields that were given and mean nothing here; none when there are none."""
-    found = {name for name, value in (body.model_extra or {}).items() if value is not None} - _UNSUPPORTED.keys()
-    if isinstance(body, ChatBody):
-        extras = (message.model_extra or {} for message in body.messages)
-        found |= {f"messages.{name}" for extra in extras for name, value in extra.items() if value is not None}
+    found = set(_extra(body)) - _UNSUPPORTED.keys()
     named = sorted({name if re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII) else "?" for name in found})
     return {"x-myllm-ignored": ", ".join(named[:_MAX_NAMED])} if named else {}
+
+
+def _extra(body: BaseModel, path: str = "") -> Iterator[str]:
+    """Names of the fields that a body has and its class hasn't, those of its parts too."""
+    yield from (path + name for name, value in (body.model_extra or {}).items() if value is not None)
+    for name, value in body:
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, BaseModel):
+                yield from _extra(part, f"{path}{name}.")
 
 
 def _invalid(param: str, message: str) -> HttpError:
