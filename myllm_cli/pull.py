@@ -135,13 +135,16 @@ def pull_display() -> PullDisplay:
 
 def pull_model(cli: Cli, reference: str, **choices: Any) -> Model:
     """Pull a model and show how it goes. After Ctrl+C it says how to go on, and ends with exit code 130."""
+    from myllm_core.transfer.pull import PullInterrupted
     from myllm_core.transfer.pull import pull as pull_
 
     try:
         with pull_display() as display:
             return pull_(reference, plugins=cli.plugins, store=cli.models, progress=display, **choices)
-    except KeyboardInterrupt:
-        say(f"\nInterrupted. What has been downloaded is kept; resume with: myllm pull {clean_line(reference)}")
+    except KeyboardInterrupt as interrupt:
+        kept = interrupt.kept if isinstance(interrupt, PullInterrupted) else 0
+        what = f"{size_text(kept)} are kept; resume with" if kept else "Nothing new is kept; start again with"
+        say(f"\nInterrupted. {what}: myllm pull {clean_line(reference)}")
         raise
 
 
@@ -161,7 +164,7 @@ def pull(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Download a model, or list those that can be (--list). An interrupted download resumes."""
+    """Download a model, or list those that can be (--list). An interrupted download resumes where its source can."""
     cli: Cli = ctx.obj
     if list_:
         _list_catalog(cli, json)

@@ -77,6 +77,13 @@ class Downloader(ABC):
         thing, ``NetworkError`` when it can't be reached.
         """
 
+    def pin(self, reference: Reference, revision: str) -> Reference:
+        """The reference of exactly the ``revision`` that ``resolve`` gave for ``reference`` once, to repair a model.
+
+        As it is, for sources that keep no old revisions, and where the reference names one.
+        """
+        return reference
+
     def fetch(self, file: RemoteFile, sink: Sink) -> None:
         """Write the bytes of a file that has no URL into ``sink``."""
         raise UnsupportedError(f"the {self.name} downloader gave no URL for {file.path}")

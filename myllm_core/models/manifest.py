@@ -18,6 +18,10 @@ from myllm_core.models.disk import open_regular, storage_errors, write_atomicall
 from myllm_core.models.reference import model_name
 
 MANIFEST = "manifest.json"
+REVISION = re.compile(r"r-[0-9a-f]{12}")
+"""What the folder of one revision of a model's files is called; the manifest's relative paths begin with it."""
+BLOCKS_SUFFIX = ".blocks.json"
+"""After a revision's name, that of the file beside it with the hashes of its blocks."""
 SCHEMA = 1
 _MAX_BYTES = 16 * 2**20
 _MAX_NUMBER = 2**63

@@ -62,6 +62,21 @@ def model_name(text: str) -> str:
     return f"{match['base']}:{match['tag'] or DEFAULT_TAG}"
 
 
+def folder_name(name: str) -> str:
+    """The name of the folder that a model lies in: ``base@tag``. Raises ``InvalidReference`` as ``model_name`` does."""
+    return model_name(name).replace(":", "@")
+
+
+def name_of_folder(folder: str) -> str | None:
+    """The model that a folder of this name is of; None when it's no model's."""
+    base, _, tag = folder.partition("@")
+    try:
+        name = model_name(f"{base}:{tag}")
+    except InvalidReference:
+        return None
+    return name if folder == folder_name(name) else None
+
+
 def safe_name(text: str) -> str:
     """A valid name made from any text, such as a file or repository name."""
     base, _, tag = text.partition(":")

@@ -8,8 +8,6 @@ replace is the commit point: before it the old model is whole, after it the new 
 from __future__ import annotations
 
 import os
-import re
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,12 +21,9 @@ from myllm_core.errors import (
     StorageError,
 )
 from myllm_core.models.disk import storage_errors, sync_folder
-from myllm_core.models.manifest import MANIFEST, Manifest, Model, read_manifest, write_manifest
-from myllm_core.models.reference import DEFAULT_TAG, model_name
-
-_REVISION = re.compile(r"r-[0-9a-f]{12}")
-_LEFTOVER = re.compile(r"r-[0-9a-f]{12}|\.manifest\.json\.[0-9a-f]{12}")
-_ABANDONED_AFTER = 24 * 3600.0
+from myllm_core.models.leftovers import collect
+from myllm_core.models.manifest import BLOCKS_SUFFIX, MANIFEST, REVISION, Manifest, Model, read_manifest, write_manifest
+from myllm_core.models.reference import DEFAULT_TAG, folder_name, model_name, name_of_folder
 
 
 class ModelStore:
@@ -41,6 +36,11 @@ class ModelStore:
     def partials_dir(self) -> Path:
         """Where unfinished downloads are kept between tries; it may not exist yet."""
         return self.models_dir / ".partial"
+
+    @property
+    def locks_dir(self) -> Path:
+        """Where the lock files lie, one a model; it may not exist yet."""
+        return self.models_dir / ".locks"
 
     def list_models(self) -> list[Model]:
         """All whole models, by name. Damaged and foreign folders are left out; ``broken`` names them."""
@@ -62,10 +62,22 @@ class ModelStore:
             return self._read(self._folder(installed))
         except IntegrityError as error:
             raise IntegrityError(
-                f"{installed} can't be used: {error}; mend it with: myllm pull {installed} --force, "
+                f"{installed} can't be used: {error}; mend it with: myllm verify {installed} --repair, "
                 f"or delete it with: myllm remove {installed}",
                 model=installed,
             ) from None
+
+    def unchecked(self, name: str) -> Model:
+        """The model that ``name`` means, though its files may be missing or damaged.
+
+        Raises as ``get`` does; ``IntegrityError`` only when its manifest can't be used.
+        """
+        return self._read(self._folder(self._resolve(name)), whole=False)
+
+    def folders(self) -> list[tuple[str, Path]]:
+        """The name and folder of every model, damaged and unfinished ones too; what isn't myllm's is left out."""
+        named = ((name_of_folder(folder.name), folder) for folder in self._folders() if not os.path.islink(folder))
+        return [(name, folder) for name, folder in named if name]
 
     def remove(self, name: str) -> Model:
         """Delete a model, whole or damaged, and say what it was.
@@ -94,7 +106,7 @@ class ModelStore:
         """
         from filelock import FileLock, Timeout  # 50 ms, which `list` and `show` don't need
 
-        path = self.models_dir / ".locks" / f"{self._folder(name).name}.lock"
+        path = self.locks_dir / f"{folder_name(name)}.lock"
         lock = FileLock(path)
         with storage_errors(f"use the models directory {self.models_dir}"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,6 +136,15 @@ class ModelStore:
             staged.mkdir(parents=True)
         return staged
 
+    def discard(self, staged: Path) -> None:
+        """Delete a staged folder and what belongs to it, as far as that can be done; the installed model stays."""
+        import shutil
+
+        shutil.rmtree(staged, ignore_errors=True)
+        with suppress(OSError):
+            staged.with_name(staged.name + BLOCKS_SUFFIX).unlink(missing_ok=True)
+            staged.parent.rmdir()  # only when nothing else is in it
+
     def commit(self, manifest: Manifest) -> Model:
         """Make a staged revision the installed one, then delete the revision before it.
 
@@ -137,16 +158,16 @@ class ModelStore:
         with suppress(MyllmError):
             before = _revisions(read_manifest(folder / MANIFEST))
         with storage_errors(f"install {manifest.name}"):
-            for revision in _revisions(manifest):
-                sync_folder(folder / revision)
-            sync_folder(folder)
+            for inner in _folders_of(manifest, folder):
+                sync_folder(inner)
+            sync_folder(self.models_dir)
         write_manifest(folder / MANIFEST, manifest)
-        _collect(folder, kept=_revisions(manifest), replaced=before)
+        collect(folder, kept=_revisions(manifest), replaced=before)
         return Model(manifest, folder)
 
     def _folder(self, name: str) -> Path:
         # Every path to a model is made here, from a checked name: no name leads out of the models directory.
-        return self.models_dir / model_name(name).replace(":", "@")
+        return self.models_dir / folder_name(name)
 
     def _folders(self) -> list[Path]:
         with storage_errors(f"read the models directory {self.models_dir}"):
@@ -164,7 +185,7 @@ class ModelStore:
         models = self.list_models()
         found = [model.name for model in models if wanted in model.manifest.aliases]
         if not found and ":" not in name:
-            there = (_name_of(folder) for folder in self._folders() if _is_there(folder, unfinished))
+            there = (name_of_folder(folder.name) for folder in self._folders() if _is_there(folder, unfinished))
             found = [other for other in there if other and other.partition(":")[0] == wanted.partition(":")[0]]
         if len(found) == 1:
             return found[0]
@@ -172,8 +193,8 @@ class ModelStore:
             raise InvalidReference(f"{name} means several models; say which one: {', '.join(sorted(found))}")
         raise _not_found(name, [*(m.name for m in models), *(a for m in models for a in m.manifest.aliases), *known])
 
-    def _read(self, folder: Path) -> Model:
-        name = _name_of(folder)
+    def _read(self, folder: Path, whole: bool = True) -> Model:
+        name = name_of_folder(folder.name)
         if name is None:
             raise IntegrityError("no folder that myllm made: its name isn't base@tag")
         if os.path.islink(folder):
@@ -181,7 +202,8 @@ class ModelStore:
         manifest = read_manifest(folder / MANIFEST)
         if manifest.name != name:
             raise IntegrityError(f"{MANIFEST} is of another model, {manifest.name}")
-        _check_files(manifest, folder)
+        if whole:
+            _check_files(manifest, folder)
         return Model(manifest, folder)
 
     def _scan(self) -> tuple[list[Model], list[tuple[str, str]]]:
@@ -198,7 +220,7 @@ class ModelStore:
         return models, broken
 
     def _being_pulled(self, folder: Path) -> bool:
-        name = _name_of(folder)
+        name = name_of_folder(folder.name)
         if name is None or os.path.islink(folder) or os.path.lexists(folder / MANIFEST):
             return False
         try:
@@ -213,15 +235,6 @@ class ModelStore:
 def _is_there(folder: Path, unfinished: bool) -> bool:
     """Whether there is a model, damaged or not; one that was never pulled to the end counts when ``unfinished``."""
     return os.path.islink(folder) or os.path.lexists(folder if unfinished else folder / MANIFEST)
-
-
-def _name_of(folder: Path) -> str | None:
-    base, _, tag = folder.name.partition("@")
-    try:
-        name = model_name(f"{base}:{tag}")
-    except InvalidReference:
-        return None
-    return name if folder.name == name.replace(":", "@") else None
 
 
 def _not_found(name: str, candidates: list[str]) -> ModelNotFound:
@@ -252,24 +265,14 @@ def _check_files(manifest: Manifest, folder: Path) -> None:
 
 def _revisions(manifest: Manifest) -> set[str]:
     parts = (file.path.partition("/")[0] for file in manifest.files)
-    return {part for part in parts if _REVISION.fullmatch(part)}
+    return {part for part in parts if REVISION.fullmatch(part)}
 
 
-def _collect(folder: Path, kept: set[str], replaced: set[str]) -> None:
-    # Where locks do nothing (some network disks), a folder that no manifest names may be another process's pull:
-    # only what was just replaced, or has lain for a day, is deleted. What can't be deleted now is left for next time.
-    import shutil
-
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if not _LEFTOVER.fullmatch(entry.name) or entry.name in kept:
-                continue
-            abandoned = time.time() - entry.stat(follow_symlinks=False).st_mtime > _ABANDONED_AFTER
-            if entry.name in replaced or abandoned:
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path, ignore_errors=True)
-                else:
-                    os.unlink(entry.path)
+def _folders_of(manifest: Manifest, folder: Path) -> list[Path]:
+    """The folders that a new revision's files lie in, inner ones first, and the model's own last."""
+    relative = (Path(file.path) for file in manifest.files if not os.path.isabs(file.path))
+    inner = {folder / parent for path in relative for parent in path.parents}
+    return sorted({*inner, folder}, key=lambda path: -len(path.parts))
 
 
 def _delete_model(folder: Path) -> None:
@@ -280,4 +283,5 @@ def _delete_model(folder: Path) -> None:
         return
     with suppress(FileNotFoundError, IsADirectoryError):
         (folder / MANIFEST).unlink()  # first, so that a half-deleted model is never taken for a whole one
+        sync_folder(folder)
     shutil.rmtree(folder)

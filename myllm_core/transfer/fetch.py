@@ -6,17 +6,19 @@ import email.utils
 import random
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from myllm_core.downloader import Downloader, RemoteFile
 from myllm_core.errors import IntegrityError, MyllmError, NetworkError, NotFound, PluginError
 from myllm_core.guard import cause
+from myllm_core.models.blocks import Blocks
 from myllm_core.transfer.client import Broken, HttpClient, Response, Unreachable
 from myllm_core.transfer.partial import Partial, partial_key
 from myllm_core.transfer.sink import PartSink, PullProgress, size_text
 
-_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
+CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -46,6 +48,7 @@ class Fetched:
     path: str
     size: int
     sha256: str
+    blocks: Blocks
     partial: Partial
 
 
@@ -78,32 +81,61 @@ def fetch(
     ``key`` is the model's name and source. With ``patience`` the first byte must come within so many seconds. Raises
     ``NetworkError``, ``NotFound``, ``IntegrityError``, ``StorageError``; the partial is kept but for a wrong hash.
     """
+    return collect(
+        file,
+        lambda sink: _bring(file, downloader, sink, client, retry, patience),
+        root=root,
+        key=key,
+        revision=revision,
+        progress=progress,
+    )
+
+
+def collect(
+    file: RemoteFile,
+    bring: Callable[[PartSink], None],
+    *,
+    root: Path,
+    key: tuple[str, str],
+    revision: str,
+    progress: PullProgress,
+) -> Fetched:
+    """Have ``bring`` write ``file`` into a partial in ``root``, going on from an earlier try, and check what it wrote.
+
+    Raises what ``bring`` raises, ``IntegrityError`` for a wrong size or hash, ``StorageError``; the partial is kept
+    where a later try can go on from it.
+    """
     partial = Partial.claim(root, partial_key(*key, file.path))
+    partial.state.model, partial.state.path = key[0], file.path
     try:
         with PartSink(partial, file, revision, progress) as sink:
-            digest = _bring(file, downloader, sink, client, retry, patience)
-            return Fetched(file.path, sink.offset, digest, partial)
+            digest, blocks = _checked(file, bring, sink)
+            return Fetched(file.path, sink.offset, digest, blocks, partial)
     except BaseException:
         partial.release()
         raise
 
 
-def _bring(
-    file: RemoteFile, downloader: Downloader, sink: PartSink, client: HttpClient, retry: Retry, patience: float | None
-) -> str:
+def _checked(file: RemoteFile, bring: Callable[[PartSink], None], sink: PartSink) -> tuple[str, Blocks]:
     while True:
         resumed = sink.resumed
         if not sink.whole:
-            if file.url:
-                _Download(file, sink, client, retry, patience).run()
-            else:
-                _let_write(file, downloader, sink)
+            bring(sink)
         try:
             return sink.finish()
         except IntegrityError:
             if not resumed:
                 raise
             sink.message(f"what was here of {file.path} from an earlier try was damaged; fetching it anew")
+
+
+def _bring(
+    file: RemoteFile, downloader: Downloader, sink: PartSink, client: HttpClient, retry: Retry, patience: float | None
+) -> None:
+    if file.url:
+        Download(file, sink, client, retry, patience).run()
+    else:
+        _let_write(file, downloader, sink)
 
 
 def _let_write(file: RemoteFile, downloader: Downloader, sink: PartSink) -> None:
@@ -116,7 +148,7 @@ def _let_write(file: RemoteFile, downloader: Downloader, sink: PartSink) -> None
         raise PluginError(f"the {downloader.name} downloader failed at {file.path}: {cause(error)}") from error
 
 
-class _Download:
+class Download:
     """One file's way over HTTP: requests, retries, and what to believe of the answers."""
 
     def __init__(
@@ -165,9 +197,9 @@ class _Download:
         time.sleep(wait)
 
     def _kept(self) -> str:
-        if not self._sink.offset:
+        if not self._sink.kept:
             return "; try again later"
-        return f"; {size_text(self._sink.offset)} are kept: pull again to go on from there"
+        return f"; {size_text(self._sink.kept)} are kept: pull again to go on from there"
 
     def _attempt(self) -> None:
         sink = self._sink
@@ -214,7 +246,7 @@ class _Download:
         self._sink.describe(_validator(response), total)
 
     def _check_part(self, response: Response) -> int | None:
-        match = _RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+        match = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
         state, sink = self._sink.state, self._sink
         total = int(match[3]) if match and match[3] != "*" else None
         fits = match is not None and int(match[1]) == sink.offset

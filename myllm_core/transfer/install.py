@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from myllm_core.catalog import CatalogEntry
 from myllm_core.downloader import Resolution
 from myllm_core.errors import IntegrityError, MyllmError
+from myllm_core.models.blocks import write_blocks
 from myllm_core.models.disk import storage_errors
 from myllm_core.models.inspect import Inspection, inspect_files
 from myllm_core.models.manifest import Manifest, Model, ModelFile
@@ -42,14 +42,13 @@ def install(store: ModelStore, what: Description, fetched: Sequence[Fetched]) ->
             for file in fetched:
                 _put(file.partial.data, staged / file.path)
         inspection = inspect_files(staged, [file.path for file in fetched], what.resolution.format)
+        write_blocks(staged.parent, staged.name, {file.path: (file.sha256, file.blocks) for file in fetched})
         return store.commit(_manifest(what, inspection, staged.name, fetched))
     except BaseException as error:
         if not _is_committed(store, what.name, staged):  # Ctrl+C may come after that, while old files are deleted
             if not isinstance(error, IntegrityError):
                 _take_back(staged, fetched)
-            shutil.rmtree(staged, ignore_errors=True)
-            with suppress(OSError):
-                staged.parent.rmdir()  # only when nothing else is in it
+            store.discard(staged)
         raise
 
 

@@ -32,9 +32,12 @@ class State:
     """What a partial's bytes are: enough to know whether they may be added to.
 
     ``validator`` is the server's strong ETag, else its Last-Modified; ``size`` the whole file's, -1 when unknown;
-    ``synced`` how many bytes are surely on the disk; ``sha256`` is set when the file is whole.
+    ``synced`` how many bytes are surely on the disk and can be gone on from; ``sha256`` is set when the file is whole.
+    ``model`` and ``path`` say, for people, what it is for.
     """
 
+    model: str = ""
+    path: str = ""
     revision: str = ""
     validator: str = ""
     size: int = -1
@@ -84,10 +87,10 @@ class Partial:
         return folder
 
     def release(self) -> None:
-        """Give it back for a later try; what has no bytes, or is already there, is deleted."""
+        """Give it back for a later try; what no try could go on from, or is already there, is deleted."""
         shutil.rmtree(self.folder / "work", ignore_errors=True)
         with suppress(OSError):
-            if self.data.stat().st_size:
+            if min(self.state.synced, self.data.stat().st_size) > 0:
                 os.utime(self.folder)
                 os.rename(self.folder, self._root / self._key)
                 sync_folder(self._root)
@@ -100,8 +103,28 @@ class Partial:
 
 
 def bytes_kept(root: Path, key: str) -> int:
-    """How many bytes of a file are here from earlier tries."""
+    """How many bytes of a file are here from earlier tries, to go on from."""
     return max(map(_bytes_in, [root / key, *_abandoned(root, key)]))
+
+
+def unowned(root: Path) -> list[tuple[Path, State]]:
+    """Every partial that no living process writes, and what it is of."""
+    try:
+        folders = sorted(root.iterdir())
+    except OSError:
+        return []
+    free = (folder for folder in folders if folder.is_dir() and not _alive(folder))
+    return [(folder, _read_state(folder / "state.json")) for folder in free]
+
+
+def delete_unowned(folder: Path) -> None:
+    """Delete a partial unless a process took it in the meantime. Raises ``StorageError``."""
+    mine = folder.with_name(f"{folder.name.partition('~')[0]}~{_owner()}~{secrets.token_hex(4)}")
+    with storage_errors(f"delete {folder}"), suppress(FileNotFoundError):
+        if _alive(folder):
+            return
+        os.rename(folder, mine)  # as claim does: only one process can
+        shutil.rmtree(mine)
 
 
 def sweep(root: Path, name: str) -> None:
@@ -156,7 +179,7 @@ def _age(path: str | Path) -> float:
 
 def _bytes_in(folder: Path) -> int:
     try:
-        return (folder / "data.part").stat().st_size
+        return max(0, min((folder / "data.part").stat().st_size, _read_state(folder / "state.json").synced))
     except OSError:
         return 0
 
@@ -165,9 +188,13 @@ def _read_state(path: Path) -> State:
     """What the file says; a fresh state, for which no bytes count, when it can't be read."""
     try:
         raw = json.loads(path.read_bytes())
-        state = State(**{field.name: raw[field.name] for field in fields(State)})
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        values = {field.name: raw.get(field.name, field.default) for field in fields(State)}
+    except (OSError, ValueError, AttributeError, RecursionError):
         return State()
-    numbers = all(isinstance(number, int) and number >= -1 for number in (state.size, state.synced))
-    texts = all(isinstance(t, str) and t.isprintable() for t in (state.revision, state.validator, state.sha256))
-    return state if numbers and texts else State()
+    return State(**values) if all(_is_sane(values[field.name], field.default) for field in fields(State)) else State()
+
+
+def _is_sane(value: object, default: object) -> bool:
+    if isinstance(default, str):
+        return isinstance(value, str) and value.isprintable()
+    return type(value) is int and value >= -1

@@ -35,9 +35,17 @@ from myllm_core.transfer.sink import PullProgress, check_space
 from myllm_core.transfer.sources import checked_pin, find_entry, pinned, resolve
 from myllm_core.transfer.urls import mask_url
 
-__all__ = ["PullProgress", "find_entry", "pull"]
+__all__ = ["PullInterrupted", "PullProgress", "find_entry", "pull"]
 
 _PATIENCE = 10.0
+
+
+class PullInterrupted(KeyboardInterrupt):
+    """Ctrl+C while files were fetched; ``kept`` is how many bytes the next try goes on from."""
+
+    def __init__(self, kept: int) -> None:
+        super().__init__()
+        self.kept = kept
 
 
 def pull(
@@ -57,10 +65,11 @@ def pull(
 
     ``name`` is what to install it under, ``force`` fetches it anew, ``sha256`` is the hash that its file must have. A
     catalogue entry's sources are tried in order; one with another after it gets ``patience`` seconds for its first
-    sign of life. Ctrl+C and every failure leave what has been fetched for the next try, and nothing half installed.
+    sign of life. Ctrl+C and every failure leave what has been fetched for the next try, where the source lets it go on
+    from there, and nothing half installed.
 
     Raises ``InvalidReference``, ``ModelNotFound``, ``NotFound``, ``NetworkError``, ``IntegrityError``,
-    ``StorageError``, ``PluginError``.
+    ``StorageError``, ``PluginError``, and ``PullInterrupted`` for Ctrl+C while files were fetched.
     """
     downloaders = plugins.downloaders()
     parsed = _parse(reference, frozenset(downloaders))
@@ -181,7 +190,11 @@ class _Job:
             there = None if self.force else _installed(self.store, name)
             if there:
                 return self._same(there, resolution)
-            return self._fetch_all(Description(name, resolution, self.entry), downloader, patience)
+            what = Description(name, resolution, self.entry)
+            try:
+                return self._fetch_all(what, downloader, patience)
+            except KeyboardInterrupt:
+                raise PullInterrupted(sum(_kept(what, self.store.partials_dir))) from None
 
     def _same(self, there: Model, resolution: Resolution) -> Model:
         """The model that is installed under this name, when it is from this source; else an error."""
@@ -236,11 +249,15 @@ class _Job:
 
 def _check_space(what: Description, root: Path) -> None:
     """Before the first byte, for all files whose size is known, less what is here already."""
-    missing = 0
-    for file in what.resolution.files:
-        kept = bytes_kept(root, partial_key(what.name, what.resolution.source, file.path))
-        missing += max(0, (file.size or 0) - kept)
+    files = what.resolution.files
+    missing = sum(max(0, (file.size or 0) - kept) for file, kept in zip(files, _kept(what, root), strict=True))
     check_space(root, missing, what.name)
+
+
+def _kept(what: Description, root: Path) -> list[int]:
+    """How many bytes of each file are here from earlier tries."""
+    source = what.resolution.source
+    return [bytes_kept(root, partial_key(what.name, source, file.path)) for file in what.resolution.files]
 
 
 @contextmanager

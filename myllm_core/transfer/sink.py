@@ -12,6 +12,7 @@ from typing import BinaryIO, Protocol
 
 from myllm_core.downloader import RemoteFile
 from myllm_core.errors import IntegrityError, StorageError
+from myllm_core.models.blocks import BlockHasher, Blocks
 from myllm_core.models.disk import open_regular, storage_errors
 from myllm_core.transfer.partial import Partial, State
 
@@ -66,7 +67,7 @@ class PartSink:
         self._progress = progress
         self._synced_at = time.monotonic()
         self._handle: BinaryIO | None = None
-        self._hash = hashlib.sha256()
+        self._hash, self._blocks = hashlib.sha256(), BlockHasher()
         self.offset = self.best = self.resumed = 0
         self.total = file.size
 
@@ -96,6 +97,12 @@ class PartSink:
         return self.state.size >= 0 and self.offset == self.state.size
 
     @property
+    def kept(self) -> int:
+        """How many of the bytes here a later try can go on from: none, where it couldn't know what they are of."""
+        known = self._file.sha256 or self.state.validator or (self.state.sha256 and self._revision)
+        return self.offset if known and (self._file.url or self.whole) else 0
+
+    @property
     def state(self) -> State:
         """What is known of the partial's bytes."""
         return self._partial.state
@@ -110,6 +117,7 @@ class PartSink:
             while view:
                 written = self._handle.write(view)
                 self._hash.update(view[:written])
+                self._blocks.update(view[:written])
                 self.offset += written
                 view = view[written:]
             if time.monotonic() - self._synced_at > _SYNC_EVERY:
@@ -139,9 +147,9 @@ class PartSink:
         with storage_errors(f"write {self._partial.data}"):
             self._handle.truncate(0)
             self.offset = self.resumed = 0
-            self._hash = hashlib.sha256()
+            self._hash, self._blocks = hashlib.sha256(), BlockHasher()
             self.total = self._file.size
-            self._partial.state = State(revision=self._revision)
+            self._partial.state = State(self.state.model, self.state.path, self._revision)
             self._partial.save()
 
     def describe(self, validator: str, size: int | None) -> None:
@@ -150,8 +158,8 @@ class PartSink:
         with storage_errors(f"write {self._partial.folder}"):
             self._partial.save()
 
-    def finish(self) -> str:
-        """Check the size and the hash, make the file durable, and return its sha256 in hex.
+    def finish(self) -> tuple[str, Blocks]:
+        """Check the size and the hash, make the file durable, and return its sha256 in hex and those of its blocks.
 
         Raises ``IntegrityError``; the bytes are thrown away then.
         """
@@ -168,7 +176,7 @@ class PartSink:
         self.state.size, self.state.sha256 = self.offset, digest
         with storage_errors(f"write {self._partial.data}"):
             self._sync()
-        return digest
+        return digest, self._blocks.finish()
 
     def _wrong(self, message: str, **data: str) -> IntegrityError:
         self.restart()
@@ -177,7 +185,7 @@ class PartSink:
     def _sync(self) -> None:
         assert self._handle is not None
         os.fsync(self._handle.fileno())
-        self.state.synced = self.offset
+        self.state.synced = self.kept
         self._partial.save()
         self._synced_at = time.monotonic()
 
@@ -202,6 +210,7 @@ class PartSink:
         with open_regular(self._partial.data) as source:
             while block := source.read(_BLOCK):
                 self._hash.update(block)
+                self._blocks.update(block)
                 self.offset += len(block)
         self.resumed = self.best = self.offset
         self.total = self.state.size if self.total is None and self.state.size >= 0 else self.total

@@ -304,7 +304,7 @@ def test_a_damaged_model_breaks_nothing_else(
     assert folder == "bad@1"
     assert says in reason
     for name in ("bad:1", "bad"):
-        with pytest.raises(IntegrityError, match=r"bad:1 can't be used: .*; mend it with: myllm pull bad:1 --force"):
+        with pytest.raises(IntegrityError, match=r"bad:1 can't be used: .*; mend it with: myllm verify bad:1 --repair"):
             store.get(name)
     assert store.remove("bad").name == "bad:1"
     assert store.broken() == []

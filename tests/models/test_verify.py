@@ -45,7 +45,7 @@ def test_a_file_that_is_gone(install: Install) -> None:
     model = install("a:1")
     model.paths[0].unlink()
     [problem] = verify(model, quiet)
-    assert "can't read" in problem.message
+    assert "is missing" in problem.message
 
 
 def test_what_was_installed_without_being_a_model(install: Install) -> None:

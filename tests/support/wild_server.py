@@ -42,19 +42,24 @@ class Exchange:
     @property
     def start(self) -> int:
         """Where the wanted range begins; 0 when the whole is wanted."""
-        match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("range", ""))
-        return int(match[1]) if match else 0
+        return self._range[0]
+
+    @property
+    def _range(self) -> tuple[int, int | None]:
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
+        return (int(match[1]), int(match[2]) + 1 if match[2] else None) if match else (0, None)
 
     def file(self, data: bytes, etag: str = '"v1"', stop: int | None = None, **headers: str | int) -> None:
         """The file as a good server sends it, with Range and If-Range; at byte ``stop`` the connection is cut."""
-        start = self.start if self.headers.get("if-range", etag) == etag else 0
-        sizes: dict[str, str | int] = {"Content_Length": len(data) - start}
-        if start:
-            sizes["Content_Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        start, end = self._range if self.headers.get("if-range", etag) == etag else (0, None)
+        part, end = start > 0 or end is not None, min(end or len(data), len(data))
+        sizes: dict[str, str | int] = {"Content_Length": end - start}
+        if part:
+            sizes["Content_Range"] = f"bytes {start}-{end - 1}/{len(data)}"
         if etag:
             sizes["ETag"] = etag
-        self.head(206 if start else 200, **sizes, **headers)
-        self.send(data[start : len(data) if stop is None else max(start, stop)])
+        self.head(206 if part else 200, **sizes, **headers)
+        self.send(data[start : end if stop is None else min(end, max(start, stop))])
 
     def slowly(self, data: bytes, pieces: int, seconds: float) -> None:
         size = -(-len(data) // pieces)

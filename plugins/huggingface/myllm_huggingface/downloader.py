@@ -57,6 +57,14 @@ class HuggingFaceDownloader(Downloader):
         source = f"hf:{place}:{variant.selector}" if variant.selector else f"hf:{place}"
         return Resolution(files, _default_name(repo, variant), source, commit, _licence(info))
 
+    def pin(self, reference: Reference, revision: str) -> Reference:
+        """The same files of the commit that ``resolve`` found: the hub keeps them all."""
+        match = _REFERENCE.fullmatch(reference.rest)
+        if not match:
+            return reference
+        rest = f"{match['repo']}@{revision}" + (f":{match['wanted']}" if match["wanted"] else "")
+        return Reference(reference.scheme, rest, f"{reference.scheme}:{rest}")
+
 
 def _listing(info: ModelInfo) -> list[RepoFile]:
     return [RepoFile(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None) for file in info.siblings or []]
