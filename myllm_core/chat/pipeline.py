@@ -140,26 +140,32 @@ class Pipeline:
 
     def step(self) -> list[tuple[int, Event]]:
         """One forward pass for all that run. An engine that raises ends the requests that run, not the pipeline."""
-        self._admit()
+        events = self._admit()
         try:
-            outs = self._engine.step()
+            outs = self._engine.step() if self._running else []
         except Exception as error:  # noqa: BLE001 - a stranger's engine may raise anything
-            return self._fail_all(error)
-        events: list[tuple[int, Event]] = []
+            return events + self._fail_all(error)
         for out in outs:
             reply = self._running.get(out.sequence_id)
             if reply is not None:
                 events += [(reply.rid, event) for event in self._advance(reply, out)]
         return events
 
-    def _admit(self) -> None:
+    def _admit(self) -> list[tuple[int, Event]]:
+        """Let those in whose turn it is; the last events of those that the engine doesn't take."""
+        refused: list[tuple[int, Event]] = []
         while self._waiting and len(self._running) < self._engine.max_sequences:
             reply = self._waiting.popleft()
             reply.admitted = time.perf_counter()
             self._running[reply.rid] = reply
             request = reply.request
             prompt, limit = reply.prepared.tokens, reply.limit
-            self._engine.add(Sequence(reply.rid, prompt, request.sampling, limit, request.logprobs, reply.constraint))
+            sequence = Sequence(reply.rid, prompt, request.sampling, limit, request.logprobs, reply.constraint)
+            try:
+                self._engine.add(sequence)
+            except Exception as error:  # noqa: BLE001 - a stranger's engine may raise anything
+                refused += [(reply.rid, event) for event in self._end(reply, "error", error)]
+        return refused
 
     def _advance(self, reply: _Reply, out: TokenOut) -> list[Event]:
         if out.error is not None:

@@ -114,17 +114,18 @@ class Handle:
             return None
 
         def expire() -> None:
-            error = DeadlineExceeded(
-                f"the reply took longer than {timeout:g} s; ask for less, or raise request_timeout"
-            )
-            stream.put(["f", _finish(error)])
+            stream.put(["f", _finish(_too_long("the reply", timeout))])
             self._post(["cancel", rid])
 
         return asyncio.get_running_loop().call_later(timeout, expire)
 
-    async def embed(self, inputs: list[str]) -> Embeddings:
-        """One vector per input. Raises what the engine raises."""
-        return Embeddings(**await self._ask(["embed", inputs]))
+    async def embed(self, inputs: list[str], timeout: float = math.inf) -> Embeddings:
+        """One vector per input. Raises what the engine raises, and ``DeadlineExceeded`` after ``timeout`` seconds."""
+        try:
+            async with asyncio.timeout(None if math.isinf(timeout) else timeout):
+                return Embeddings(**await self._ask(["embed", inputs]))
+        except TimeoutError:
+            raise _too_long("the embedding", timeout) from None
 
     async def ping(self) -> None:
         """Return when the worker's loop answers. Raises ``WorkerDied`` when it is gone."""
@@ -141,15 +142,21 @@ class Handle:
 
     async def _ask(self, command: list[Any]) -> dict[str, Any]:
         rid, stream = self._open()
+        item = None
         try:
             self._post([command[0], rid, *command[1:]])
             item = await stream.get()
         finally:
             del self._streams[rid]
+            if item is None:
+                self._post(["cancel", rid])
         if item[0] == "e":
             return dict(item[1])
-        finish = error_from_dict(item[1]) if item[0] == "x" else unpack_event(item)
-        raise finish if isinstance(finish, MyllmError) else EngineError("the worker gave an unexpected answer")
+        if item[0] == "x":
+            raise error_from_dict(item[1])
+        event = unpack_event(item)
+        error = event.error if isinstance(event, Finish) else None
+        raise error or EngineError("the worker gave an unexpected answer")
 
     def _open(self) -> tuple[int, _Stream]:
         if self.dead is not None:
@@ -218,6 +225,10 @@ class Handle:
                 )
             await asyncio.wait([self._loaded], timeout=min(left, 3600))
         self._loaded.result()
+
+
+def _too_long(what: str, timeout: float) -> DeadlineExceeded:
+    return DeadlineExceeded(f"{what} took longer than {timeout:.3g} s; ask for less, or raise request_timeout")
 
 
 def _finish(error: MyllmError) -> dict[str, Any]:

@@ -9,21 +9,34 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import accumulate
 from typing import Any, TypeVar
 
 from myllm_core.chat.pipeline import Pipeline, Prepared, Preparer, all_pieces
 from myllm_core.engine import Engine, TokenEngine
 from myllm_core.errors import EngineError, MyllmError
 from myllm_core.runtime.wire import pack_embeddings, pack_event, unpack_request
-from myllm_core.types import ChatRequest, Finish, Progress, ReasoningDelta, Request, TextDelta, ToolCallDelta
+from myllm_core.types import (
+    ChatRequest,
+    Embeddings,
+    Finish,
+    Progress,
+    ReasoningDelta,
+    Request,
+    TextDelta,
+    ToolCallDelta,
+)
 
 T = TypeVar("T")
 Emit = Callable[[list[list[Any]]], None]
 _EVENTS = (TextDelta, ReasoningDelta, ToolCallDelta, Progress, Finish)
 _MAX_REPLY = 64 * 2**20
+_EMBED_CHARACTERS, _EMBED_TEXTS = 2000, 32
 
 
 def as_error(error: BaseException, doing: str) -> MyllmError:
@@ -34,11 +47,44 @@ def as_error(error: BaseException, doing: str) -> MyllmError:
     return EngineError(f"the engine failed while {doing}: {text}")
 
 
-def _embed(engine: Engine, inputs: list[str]) -> list[Any]:
-    try:
-        return ["e", pack_embeddings(engine.embed(inputs))]
-    except Exception as error:  # noqa: BLE001 - a stranger's engine may raise anything
-        return ["x", as_error(error, "embedding").to_dict()]
+class _EmbedJob:
+    """Texts to embed, a few at a time, so that whoever else uses the engine gets their turn in between."""
+
+    def __init__(self, rid: int, inputs: list[str]) -> None:
+        self.rid = rid
+        self._inputs = inputs
+        self._vectors: list[list[float]] = []
+        self._tokens = 0
+
+    def advance(self, engine: Engine) -> list[Any] | None:
+        """Embed the next texts; the answer when that was all, or when it failed."""
+        first = len(self._vectors)
+        texts = self._next(first)
+        try:
+            made = engine.embed(texts)
+            if len(made.vectors) != len(texts):
+                raise EngineError(f"the {engine.name} engine made {len(made.vectors)} vectors of {len(texts)} texts")
+            self._vectors += made.vectors
+            self._tokens += made.prompt_tokens
+            done = len(self._vectors) == len(self._inputs)
+            return ["e", pack_embeddings(Embeddings(self._vectors, self._tokens))] if done else None
+        except Exception as error:  # noqa: BLE001 - a stranger's engine may raise anything
+            failure = as_error(error, "embedding")
+            if isinstance(failure.data.get("input"), int):
+                failure.data["input"] += first
+            return ["x", failure.to_dict()]
+
+    def _next(self, first: int) -> list[str]:
+        sizes = accumulate(map(len, self._inputs[first : first + _EMBED_TEXTS]))
+        fitting = sum(1 for size in sizes if size <= _EMBED_CHARACTERS)
+        return self._inputs[first : first + max(1, fitting)]
+
+
+def _embed_all(engine: Engine, job: _EmbedJob, cancelled: threading.Event) -> list[Any]:
+    answer = None
+    while answer is None:
+        answer = ["x", EngineError("cancelled").to_dict()] if cancelled.is_set() else job.advance(engine)
+    return answer
 
 
 class TokenHost:
@@ -55,6 +101,8 @@ class TokenHost:
         self._preparer = Preparer(engine.facts, self._tokenize_there, self._pieces_there, names)
         self._pool = ThreadPoolExecutor(1, "prepare")
         self._preparing: set[int] = set()
+        self._embedding: deque[_EmbedJob] = deque()
+        self._embed_after = 0.0
         self._closing = False
 
     def post(self, command: list[Any]) -> None:
@@ -70,6 +118,8 @@ class TokenHost:
                     events = self._pipeline.step()
                     if events:
                         self._emit([[rid, *pack_event(event)] for rid, event in events])
+                if self._embedding and (not self._pipeline.busy or time.perf_counter() >= self._embed_after):
+                    self._embed_some()
         finally:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._release_waiting()
@@ -83,8 +133,19 @@ class TokenHost:
                 if command[0] == "call":
                     command[2].set_exception(EngineError("the model was unloaded"))
 
+    def _embed_some(self) -> None:
+        """Make some embeddings; running replies get at least as long before the next ones are made."""
+        began = time.perf_counter()
+        job = self._embedding.popleft()
+        answer = job.advance(self._engine)
+        self._embed_after = 2 * time.perf_counter() - began
+        if answer is None:
+            self._embedding.append(job)
+        else:
+            self._emit([[job.rid, *answer]])
+
     def _take_commands(self) -> None:
-        if not self._pipeline.busy:
+        if not self._pipeline.busy and not self._embedding:
             self._handle(self._inbox.get())
         while not self._closing:
             try:
@@ -103,9 +164,10 @@ class TokenHost:
             case ["call", function, future]:
                 self._call(function, future)
             case ["embed", rid, inputs]:
-                self._emit([[rid, *_embed(self._engine, inputs)]])
+                self._embedding.append(_EmbedJob(rid, inputs))
             case ["cancel", rid]:
                 self._preparing.discard(rid)
+                self._embedding = deque(job for job in self._embedding if job.rid != rid)
                 events = self._pipeline.cancel(rid)
                 self._emit([[rid, *pack_event(event)] for event in events])
             case ["ping", rid]:
@@ -123,6 +185,8 @@ class TokenHost:
             self._pipeline.start(rid, request, prepared)
 
     def _prepare(self, rid: int, request: Request) -> None:
+        if rid not in self._preparing:  # cancelled while it waited here
+            return
         prepared: Prepared | MyllmError
         try:
             prepared = self._preparer.prepare(request)
@@ -169,15 +233,13 @@ class ThreadedHost:
             while True:
                 match self._inbox.get():
                     case ["run", rid, body]:
-                        self._cancelled[rid] = threading.Event()
-                        self._pool.submit(self._run, rid, unpack_request(body), self._cancelled[rid])
+                        self._submit(rid, self._run, unpack_request(body))
                     case ["embed", rid, inputs]:
-                        self._pool.submit(
-                            lambda rid, inputs: self._emit([[rid, *_embed(self._engine, inputs)]]), rid, inputs
-                        )
+                        self._submit(rid, self._embed, _EmbedJob(rid, inputs))
                     case ["cancel", rid]:
-                        if rid in self._cancelled:
-                            self._cancelled[rid].set()
+                        flag = self._cancelled.get(rid)  # its thread may be done, and forget it, at any moment
+                        if flag is not None:
+                            flag.set()
                     case ["ping", rid]:
                         self._emit([[rid, "e", {}]])
                     case ["close"]:
@@ -187,6 +249,15 @@ class ThreadedHost:
                 flag.set()
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._engine.close()
+
+    def _submit(self, rid: int, work: Callable[[int, Any, threading.Event], None], given: Any) -> None:
+        flag = self._cancelled[rid] = threading.Event()
+        self._pool.submit(work, rid, given, flag)
+
+    def _embed(self, rid: int, job: _EmbedJob, cancelled: threading.Event) -> None:
+        answer = _embed_all(self._engine, job, cancelled)
+        del self._cancelled[rid]
+        self._emit([[rid, *answer]])
 
     def _run(self, rid: int, request: Request, cancelled: threading.Event) -> None:
         finish = Finish("cancelled")

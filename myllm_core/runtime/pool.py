@@ -21,7 +21,7 @@ from myllm_core.models.manifest import Model
 from myllm_core.plugins import Plugins
 from myllm_core.runtime.choose import choose_engine, load_options, memory_needed
 from myllm_core.runtime.handle import Handle, LoadOrder
-from myllm_core.runtime.memory import free_memory, readable, used_memory
+from myllm_core.runtime.memory import free_memory, readable
 from myllm_core.runtime.observe import Observer
 from myllm_core.runtime.process import WorkerProcess
 from myllm_core.runtime.slot import Lease, Loaded, Slot
@@ -42,7 +42,7 @@ class Pool:
         self._plugins = plugins
         self._observers = observers
         self._slots: dict[str, Slot] = {}
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._leaving: dict[asyncio.Task[None], Slot] = {}
         self._load_lock = asyncio.Lock()
         self._crashes: dict[str, deque[float]] = {}
         self._watchdog: asyncio.Task[None] | None = None
@@ -59,15 +59,21 @@ class Pool:
         return LoadOrder(model, chosen.plugin, chosen.engine, merged, self._settings.load_timeout)
 
     @asynccontextmanager
-    async def lease(self, order: LoadOrder, keep_alive: float | None = None, client: str = "") -> AsyncIterator[Lease]:
-        """Hold a model for a request of ``client``. Raises ``Overloaded`` when its queue is full or it keeps dying."""
+    async def lease(
+        self, order: LoadOrder, keep_alive: float | None = None, client: str = "", deadline: float | None = None
+    ) -> AsyncIterator[Lease]:
+        """Hold a model for a request of ``client``, until ``deadline`` on the loop's clock (None: ``request_timeout``).
+
+        Raises ``Overloaded`` when its queue is full or it keeps dying.
+        """
         slot = self._slot(order)
         slot.check_queue(self._settings.queue_size)
         slot.users += 1
         slot.idle.clear()
         self._stop_timer(slot)
-        now = asyncio.get_running_loop().time()
-        lease = Lease(slot, self._loading(slot), client, now + self._settings.request_timeout)
+        if deadline is None:
+            deadline = asyncio.get_running_loop().time() + self._settings.request_timeout
+        lease = Lease(slot, self._loading(slot), client, deadline)
         try:
             yield lease
         finally:
@@ -182,36 +188,44 @@ class Pool:
         """End workers that run requests and say nothing: a healthy one answers between any two steps."""
         while True:
             await asyncio.sleep(min(5.0, self._settings.hang_timeout / 4))
-            for slot in self._slots.values():
+            for slot in (*self._slots.values(), *self._leaving.values()):
                 if slot.handle is not None and slot.users:
                     slot.handle.check_alive(self._settings.hang_timeout)
 
     async def _make_room(self, slot: Slot) -> None:
         """Unload idle models, the least recently used first, until this one fits; wait for busy ones."""
         order = slot.order
-        needed = memory_needed(order.engine, order.model, order.options)
+        slot.memory = await asyncio.to_thread(memory_needed, order.engine, order.model, order.options)
+        self._check_fits(slot)
         await self._finish_leaving()
         while True:
-            others = [other for other in self._slots.values() if other is not slot and other.handle]
+            others = self._loaded_beside(slot)
             free = free_memory()
-            if len(others) < self._settings.max_loaded_models and needed <= free:
+            if len(others) < self._settings.max_loaded_models and slot.memory <= free:
                 return
             victims = [other for other in others if not self._is_pinned(other)]
-            if not victims and needed <= free:
+            if not victims and slot.memory <= free:
                 raise Overloaded(
                     f"all {len(others)} loaded models are pinned; raise max_loaded_models or unpin one", retry_after=60
                 )
             if not victims:
-                raise OutOfMemory(
-                    f"{order.model.name} needs about {readable(needed)} of memory, {readable(free)} is free; "
-                    "use a smaller model, quantization or context",
-                    needed=needed,
-                    free=free,
-                )
+                raise _too_large(slot, free)
             victim = min(victims, key=self._worth)
             slot.progress = Progress("load", 0.0, f"unloading {victim.order.model.name}")
             self._retire(victim)
             await self._finish_leaving()
+
+    def _loaded_beside(self, slot: Slot) -> list[Slot]:
+        return [other for other in self._slots.values() if other is not slot and other.handle]
+
+    def _check_fits(self, slot: Slot) -> None:
+        """Refuse a model that doesn't fit even when all others are gone, before any of them is unloaded for it."""
+        leaving = [other for other in self._leaving.values() if other.handle]
+        unpinned = [other for other in self._loaded_beside(slot) if not self._is_pinned(other)]
+        held = sum(max(other.used, other.memory) for other in unpinned + leaving)
+        free = free_memory() + held
+        if slot.memory > free:
+            raise _too_large(slot, free)
 
     @staticmethod
     def _worth(slot: Slot) -> tuple[bool, float]:
@@ -219,25 +233,33 @@ class Pool:
         idle = asyncio.get_running_loop().time() - slot.last_used
         return slot.users > 0, max(slot.load_seconds, 0.1) / max(idle, 0.001)
 
-    def _retire(self, slot: Slot) -> None:
+    def _retire(self, slot: Slot) -> asyncio.Task[None]:
         """Take a model out of the pool: new requests go elsewhere, it is unloaded when those that run have ended."""
         if self._slots.get(slot.order.model.name) is slot:
             del self._slots[slot.order.model.name]
         self._stop_timer(slot)
-        task = asyncio.create_task(self._unload(slot))
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        task = asyncio.create_task(self._unload(slot), name=f"unload {slot.order.model.name}")
+        self._leaving[task] = slot
+        task.add_done_callback(self._leaving.pop)
+        return task
 
     @staticmethod
     async def _unload(slot: Slot) -> None:
         await slot.idle.wait()
+        if slot.task is not None and not slot.task.done():  # nobody waits any more for it to load
+            slot.task.cancel()
+            await asyncio.wait([slot.task])
         if slot.handle is not None:
             await slot.handle.close()
             log.info("%s is unloaded", slot.order.model.name, extra={"fields": {"model": slot.order.model.name}})
 
     async def _finish_leaving(self) -> None:
-        if self._leaving:
-            await asyncio.wait(list(self._leaving))
+        """Wait until those that leave have given their memory back.
+
+        One that isn't loaded yet isn't waited for: it holds none, and waits itself until whoever calls this is done.
+        """
+        while tasks := [task for task, slot in self._leaving.items() if slot.handle]:
+            await asyncio.wait(tasks)
 
     def _start_timer(self, slot: Slot, seconds: float) -> None:
         if self._slots.get(slot.order.model.name) is not slot:
@@ -254,25 +276,17 @@ class Pool:
             slot.timer.cancel()
             slot.timer = None
 
-    def describe(self, name: str) -> Loaded | None:
-        """What is known of a loaded model; None when it isn't loaded."""
-        slot = self._slots.get(name)
-        handle = slot.handle if slot else None
-        if slot is None or handle is None or handle.dead:
-            return None
-        return slot.describe(used_memory(handle.pid), asyncio.get_running_loop().time())
-
     def loaded(self) -> list[Loaded]:
         """Every loaded model, by name."""
-        return [loaded for name in sorted(self._slots) if (loaded := self.describe(name))]
+        slots = [slot for _, slot in sorted(self._slots.items()) if slot.handle and not slot.handle.dead]
+        return [slot.describe() for slot in slots]
 
     async def unload(self, name: str) -> bool:
         """Unload a model when its requests have ended. False when it wasn't loaded."""
         slot = self._slots.get(name)
         if slot is None:
             return False
-        self._retire(slot)
-        await self._finish_leaving()
+        await asyncio.wait([self._retire(slot)])
         return True
 
     async def dead_models(self, timeout: float) -> list[str]:
@@ -303,16 +317,17 @@ class Pool:
         self._closed = True
         if self._watchdog is not None:
             self._watchdog.cancel()
-        slots = list(self._slots.values())
-        self._slots.clear()
-        for slot in slots:
-            self._stop_timer(slot)
-            if slot.task is not None and not slot.task.done():
-                slot.task.cancel()
-        await asyncio.gather(*(slot.task for slot in slots if slot.task), return_exceptions=True)
-        for slot in slots:
+        for slot in list(self._slots.values()):
+            self._retire(slot)
+        for slot in self._leaving.values():
             slot.idle.set()
-        await asyncio.gather(*(self._unload(slot) for slot in slots), return_exceptions=True)
-        for task in list(self._leaving):
-            task.cancel()
         await asyncio.gather(*self._leaving, return_exceptions=True)
+
+
+def _too_large(slot: Slot, free: int) -> OutOfMemory:
+    return OutOfMemory(
+        f"{slot.order.model.name} needs about {readable(slot.memory)} of memory, {readable(free)} is free; "
+        "use a smaller model, quantization or context",
+        needed=slot.memory,
+        free=free,
+    )

@@ -13,7 +13,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Any
 
-from myllm_core.errors import MyllmError, WorkerDied
+from myllm_core.errors import EngineError, MyllmError, WorkerDied
 from myllm_core.runtime.handle import Handle, LoadOrder, OnProgress
 from myllm_core.runtime.wire import HEADER, MAX_FRAME, frame, pack_model
 
@@ -21,6 +21,7 @@ log = logging.getLogger("myllm.worker")
 
 _LOG_TAIL = 8 * 1024
 _CLOSE_GRACE = 5.0
+_LAST_WORDS = 1.0
 
 
 def worker_environment() -> dict[str, str]:
@@ -34,6 +35,20 @@ def worker_environment() -> dict[str, str]:
         environment.setdefault("GOMP_SPINCOUNT", "1000")
     environment["PYTHONUNBUFFERED"] = "1"
     return environment
+
+
+class _Pipes(asyncio.subprocess.SubprocessStreamProtocol):
+    """The pipes of a worker, closed when it has ended: a child that it leaves behind may hold the other ends."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember what to close."""
+        super().connection_made(transport)
+        self._owned = transport
+
+    def process_exited(self) -> None:
+        """Give what the worker said last a moment to arrive, then stop listening."""
+        super().process_exited()
+        asyncio.get_running_loop().call_later(_LAST_WORDS, self._owned.close)
 
 
 class WorkerProcess(Handle):
@@ -54,15 +69,7 @@ class WorkerProcess(Handle):
     @classmethod
     async def start(cls, order: LoadOrder, on_progress: OnProgress) -> WorkerProcess:
         """Start a worker and wait until the model is loaded. Raises ``EngineError``."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "myllm_core.runtime.worker"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=worker_environment(),
-            limit=2**20,
-        )
-        worker = cls(order, process)
+        worker = cls(order, await _spawn(order))
         worker.on_progress = on_progress
         point = order.plugin.entry_point
         worker._send(
@@ -135,7 +142,7 @@ class WorkerProcess(Handle):
             self.kill()
         finally:
             code = await self._process.wait()
-            await asyncio.wait([self._tasks[0]], timeout=1)
+            await asyncio.wait([self._tasks[0]], timeout=_LAST_WORDS)
             self._end(self._cause(code))
             if not self._closing and self.dead is not None:
                 log.warning("%s", self.dead, extra={"fields": self._fields()})
@@ -177,6 +184,19 @@ class WorkerProcess(Handle):
             how = f"ended with exit code {code}"
         said = f"; it said: {' | '.join(tail)}"[:600] if tail else ""
         return WorkerDied(f"the process running {name} {how}{said}; the next request starts it again", exit=code)
+
+
+async def _spawn(order: LoadOrder) -> asyncio.subprocess.Process:
+    loop = asyncio.get_running_loop()
+    try:
+        transport, pipes = await loop.subprocess_exec(
+            lambda: _Pipes(limit=2**20, loop=loop),
+            *(sys.executable, "-m", "myllm_core.runtime.worker"),
+            env=worker_environment(),
+        )
+    except OSError as error:
+        raise EngineError(f"can't start a process for {order.model.name}: {error.strerror}; try again later") from error
+    return asyncio.subprocess.Process(transport, pipes, loop)
 
 
 def _signal_name(number: int) -> str:

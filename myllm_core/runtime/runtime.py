@@ -11,6 +11,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -19,7 +21,7 @@ from typing import Any, Self, TypeVar
 from weakref import WeakValueDictionary
 
 from myllm_core.engine import Engine, TokenEngine
-from myllm_core.errors import InvalidOption, InvalidRequest, MyllmError, UnsupportedError
+from myllm_core.errors import DeadlineExceeded, InvalidOption, InvalidRequest, MyllmError, UnsupportedError
 from myllm_core.models.manifest import Model
 from myllm_core.models.store import ModelStore
 from myllm_core.options import Options, grammar, merge, sampling
@@ -45,6 +47,8 @@ from myllm_core.types import (
 )
 
 T = TypeVar("T")
+
+log = logging.getLogger("myllm.runtime")
 
 
 class Runtime:
@@ -95,12 +99,14 @@ class Runtime:
         """
         asked = [Message("user", messages)] if isinstance(messages, str) else list(messages)
         installed = self.models.get(model)
+        deadline = self._deadline()
         async with AsyncExitStack() as stack:
             turn = Turn(tuple(asked), tuple(asked), None)
             if session_id is not None:
-                await stack.enter_async_context(self._session_lock(check_session_id(session_id)))
+                await stack.enter_async_context(self._session_lock(check_session_id(session_id), deadline))
                 turn = await self._plan(session_id, installed.name, asked)
-            events = self._generate(installed, turn.messages, options, engine, load_options, keep_alive, client)
+            order = self._pool.order(installed, engine, load_options)
+            events = self._generate(order, turn.messages, options, keep_alive, client, deadline)
             if session_id is not None:
                 key = turn_key or uuid.uuid4().hex
                 events = self._kept(events, session_id, turn, key, installed.name)
@@ -120,25 +126,33 @@ class Runtime:
         client: str = "",
     ) -> AsyncGenerator[Event, None]:
         """Continue a raw prompt, without a chat template: yields events, exactly one ``Finish``, last."""
-        events = self._generate(self.models.get(model), prompt, options, engine, load_options, keep_alive, client)
+        order = self._pool.order(self.models.get(model), engine, load_options)
+        events = self._generate(order, prompt, options, keep_alive, client, self._deadline())
         async with aclosing(events):
             async for event in events:
                 yield event
 
     async def embed(
-        self, model: str, inputs: Sequence[str], *, engine: str | None = None, keep_alive: float | None = None
+        self,
+        model: str,
+        inputs: Sequence[str],
+        *,
+        engine: str | None = None,
+        keep_alive: float | None = None,
+        client: str = "",
     ) -> Embeddings:
         """One vector per input. Raises ``UnsupportedError`` when the model makes none."""
         if not inputs:
             raise InvalidRequest("there is nothing to embed; send at least one text")
         order = self._pool.order(self.models.get(model), engine, None)
         with self._watch("embed", order) as watch:
-            async with self._pool.lease(order, keep_alive) as lease:
-                async for _ in lease.wait():
-                    pass
+            async with self._pool.lease(order, keep_alive, client) as lease:
+                async with aclosing(lease.wait()) as waiting:
+                    async for _ in waiting:
+                        pass
                 watch.admitted()
                 _require(lease, "embed", "makes no embeddings; use an embedding model")
-                embeddings = await lease.handle.embed(list(inputs))
+                embeddings = await lease.handle.embed(list(inputs), lease.left)
             watch.made(embeddings)
             return embeddings
 
@@ -157,12 +171,11 @@ class Runtime:
         """Load a model before it is needed."""
         installed = self.models.get(model)
         async with self._pool.lease(self._pool.order(installed, engine, load_options), keep_alive) as lease:
-            async for progress in lease.wait():
-                if on_progress is not None:
-                    on_progress(progress)
-            loaded = self._pool.describe(installed.name)
-            assert loaded is not None, "it was loaded a moment ago, and is held"
-            return loaded
+            async with aclosing(lease.wait()) as waiting:
+                async for progress in waiting:
+                    if on_progress is not None:
+                        on_progress(progress)
+            return lease.describe()
 
     async def unload(self, model: str) -> bool:
         """Unload a model when its running requests have ended; False when it wasn't loaded."""
@@ -184,11 +197,23 @@ class Runtime:
                 self._store = await asyncio.to_thread(cls.open, self.settings.session_url, self.settings.data_dir)
         return await asyncio.to_thread(use, self._store)
 
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self.settings.request_timeout
+
     @asynccontextmanager
-    async def _session_lock(self, session_id: str) -> AsyncGenerator[None, None]:
+    async def _session_lock(self, session_id: str, deadline: float) -> AsyncGenerator[None, None]:
         lock = self._session_locks.setdefault(session_id, asyncio.Lock())
-        async with lock:
+        try:
+            async with asyncio.timeout_at(None if math.isinf(deadline) else deadline):
+                await lock.acquire()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the request's time was up while session {session_id} answered others; try again later"
+            ) from None
+        try:
             yield
+        finally:
+            lock.release()
 
     async def _plan(self, session_id: str, model: str, asked: Sequence[Message]) -> Turn:
         def read(store: SessionStore) -> Turn:
@@ -199,19 +224,17 @@ class Runtime:
 
     async def _generate(
         self,
-        model: Model,
+        order: LoadOrder,
         asked: tuple[Message, ...] | str,
         options: Options | None,
-        engine: str | None,
-        load_options: Mapping[str, Any] | None,
         keep_alive: float | None,
         client: str,
+        deadline: float,
     ) -> AsyncGenerator[Event, None]:
-        order = self._pool.order(model, engine, load_options)
-        merged = _limited(merge(model.manifest.options, options), options, self.settings.max_tokens)
-        request = _request(model, asked, merged, order.engine)
+        merged = _limited(merge(order.model.manifest.options, options), options, self.settings.max_tokens)
+        request = _request(order.model, asked, merged, order.engine)
         with self._watch("generate" if isinstance(asked, str) else "chat", order) as watch:
-            async with self._pool.lease(order, keep_alive, client) as lease:
+            async with self._pool.lease(order, keep_alive, client, deadline) as lease:
                 async with aclosing(lease.wait()) as waiting:
                     async for progress in waiting:
                         yield progress
@@ -253,14 +276,20 @@ class Runtime:
                     yield event
         except (GeneratorExit, asyncio.CancelledError):
             if not kept:
-                await asyncio.shield(keep(Finish("cancelled")))
+                finish = await _or_error(Finish("cancelled"), keep(Finish("cancelled")))
+                if finish.error is not None:  # nobody is left to tell
+                    log.warning("an interrupted reply of session %s isn't stored: %s", session_id, finish.error)
             raise
 
 
 async def _or_error(finish: Finish, keeping: Coroutine[Any, Any, None]) -> Finish:
-    """The finish, or one that says that the turn couldn't be stored."""
+    """The finish, or one that says that the turn couldn't be stored. Cancelling waits until it is."""
+    task = asyncio.ensure_future(keeping)
     try:
-        await asyncio.shield(keeping)
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])  # the session is ours until then: the next request reads what was stored
+        raise
     except MyllmError as error:
         return replace(finish, reason="error", error=finish.error or error)
     return finish

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from myllm_core.errors import DeadlineExceeded, Overloaded
 from myllm_core.runtime.handle import Handle, LoadOrder
+from myllm_core.runtime.memory import used_memory
 from myllm_core.types import Progress
 
 _PROGRESS_POLL = 0.1
@@ -93,6 +94,7 @@ class Slot:
         self.progress = Progress("load", 0.0)
         self.line = Line(self._capacity)
         self.users = 0
+        self.memory = 0
         self.last_used = 0.0
         self.load_seconds = 0.0
         self.mean_hold = 1.0
@@ -108,6 +110,12 @@ class Slot:
         if self.task is None or not self.task.done() or self.task.cancelled() or self.task.exception():
             return None
         return self.task.result()
+
+    @property
+    def used(self) -> int:
+        """Bytes of memory that the loaded model's process takes; 0 when there is none."""
+        handle = self.handle
+        return used_memory(handle.pid) if handle else 0
 
     @property
     def places(self) -> int:
@@ -135,11 +143,11 @@ class Slot:
             retry_after=retry,
         )
 
-    def describe(self, memory: int, now: float) -> Loaded:
+    def describe(self) -> Loaded:
         """The slot as others see it; only once it is loaded."""
         handle = self.handle
         assert handle is not None, "only loaded slots are described"
-        left = self.expires_at - now
+        left = self.expires_at - asyncio.get_running_loop().time()
         running = min(self.users, self.places)
         return Loaded(
             self.order.model.name,
@@ -148,7 +156,7 @@ class Slot:
             int(handle.facts["context_size"]),
             running,
             self.users - running,
-            memory,
+            self.used,
             self.loaded_at,
             None if math.isinf(left) else max(0.0, left),
         )
@@ -175,6 +183,8 @@ class Lease:
                 shown = self._slot.progress
                 yield shown
             await asyncio.wait([self._task], timeout=min(_PROGRESS_POLL, self._left()))
+        if self._task.cancelled():
+            raise Overloaded("myllm is shutting down; try again when it is back", retry_after=10)
         self._task.result()
         entering = asyncio.ensure_future(self._slot.line.enter(self._client))
         try:
@@ -209,6 +219,10 @@ class Lease:
         handle = self._slot.handle
         assert handle is not None, "wait() comes first"
         return handle
+
+    def describe(self) -> Loaded:
+        """What is held, as others see it; after ``wait()``."""
+        return self._slot.describe()
 
     @property
     def engine(self) -> str:

@@ -13,8 +13,9 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from importlib.metadata import EntryPoint
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from myllm_core.errors import MyllmError
 from myllm_core.runtime.hosts import as_error, host_for
@@ -92,7 +93,7 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - a stranger's engine may raise anything
         failure = error if isinstance(error, MyllmError) else as_error(error, "loading the model")
         emit([[0, "failed", failure.to_dict()]])
-        sys.exit(1)
+        _leave(1)
     emit([[0, "ready", {**facts, "max_sequences": getattr(engine, "max_sequences", engine.max_concurrency)}]])
 
     def read() -> None:
@@ -103,10 +104,19 @@ def main() -> None:
             os._exit(0)
 
     threading.Thread(target=read, daemon=True, name="commands").start()
-    host.run()
-    emit([[0, "closed"]])
+    try:
+        host.run()
+        emit([[0, "closed"]])
+    except Exception:  # noqa: BLE001 - a stranger's engine may raise anything
+        traceback.print_exc()
+        _leave(1)
+    _leave(0)
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once: no thread of a plugin or of native code can keep the process alive."""
     sys.stderr.flush()
-    os._exit(0)  # threads of a plugin or of native code can't keep the process alive
+    os._exit(code)
 
 
 if __name__ == "__main__":

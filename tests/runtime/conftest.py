@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import sys
 from pathlib import Path
 
@@ -13,8 +14,12 @@ from myllm_core import Manifest, ModelFile, Runtime, load_settings
 from myllm_core.models.store import ModelStore
 
 FAULTY = """
-import os, signal, sys, time
-from myllm_core import Engine, Finish, LoadOption, MemoryEstimate, ModelFacts, Support, TextDelta, hookimpl
+import os, signal, subprocess, sys, time
+from myllm_core import (
+    Embeddings, Engine, Finish, LoadOption, MemoryEstimate, ModelFacts, Support, TextDelta, TokenEngine, TokenOut,
+    hookimpl,
+)
+from myllm_core.errors import UnsupportedError
 
 class FaultyEngine(Engine):
     name = "faulty"
@@ -31,10 +36,16 @@ class FaultyEngine(Engine):
         if options["mode"] == "load-raises": raise OSError("no such tensor")
         if options["mode"] == "load-aborts": os.abort()
         if options["mode"] == "load-hangs": time.sleep(60)
+        if options["mode"] == "load-slow": time.sleep(1.5)
+        if options["mode"] == "child": subprocess.Popen(["sleep", "61.3"])
         self = cls(); self.mode = options["mode"]
         return self
     @property
-    def facts(self): return ModelFacts(context_size=100, capabilities=frozenset({"chat"}))
+    def facts(self):
+        return ModelFacts(context_size=100, capabilities=frozenset({"chat"} | ({"embed"} & {self.mode[:5]})))
+    def embed(self, inputs):
+        if self.mode == "embed-dies": os.kill(os.getpid(), signal.SIGKILL)
+        if self.mode == "embed-hangs": time.sleep(60)
     def chat(self, request):
         print("noise during the answer"); sys.stdout.flush()
         yield TextDelta("one ")
@@ -47,6 +58,7 @@ class FaultyEngine(Engine):
             case "not-an-event": yield b"bytes"
             case "endless":
                 while True: yield TextDelta("more ")
+            case "child": time.sleep(60)
             case "slow-close":
                 try:
                     while True: time.sleep(0.01); yield TextDelta("x")
@@ -56,8 +68,39 @@ class FaultyEngine(Engine):
     def close(self):
         if getattr(self, "mode", "") == "close-raises": raise RuntimeError("can't close")
 
+class TokensEngine(TokenEngine):
+    name = "tokens"
+    formats = frozenset({"tokens"})
+    load_options = FaultyEngine.load_options
+    max_sequences = 4
+    probe, estimate = FaultyEngine.probe, FaultyEngine.estimate
+
+    @classmethod
+    def load(cls, model, options, progress):
+        self = cls(); self.mode = options["mode"]; self.running = {}
+        return self
+    @property
+    def facts(self):
+        return ModelFacts(context_size=1000, vocab_size=256, capabilities=frozenset({"complete", "embed"}))
+    def tokenize(self, text, special): return list(text.encode())
+    def piece(self, token): return bytes([token])
+    def add(self, sequence):
+        if self.mode == "picky" and bytes(sequence.tokens) == b"bad": raise UnsupportedError("not this one")
+        self.running[sequence.id] = sequence
+    def cancel(self, sequence_id): self.running.pop(sequence_id, None)
+    def step(self):
+        time.sleep(0.01)
+        outs = []
+        for sequence in list(self.running.values()):
+            outs.append(TokenOut(sequence.id, 65))
+            sequence.tokens.append(65)
+        return outs
+    def embed(self, inputs):
+        for text in inputs: time.sleep(0.1)
+        return Embeddings([[float(len(text))] for text in inputs], len(inputs))
+
 @hookimpl
-def myllm_engines(): return [FaultyEngine]
+def myllm_engines(): return [FaultyEngine, TokensEngine]
 """
 
 
@@ -86,10 +129,10 @@ def faulty(tmp_path, models_dir, monkeypatch):
     (site / "myllm_faulty_plugin.py").write_text(FAULTY)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: myllm-faulty\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[myllm]\nfaulty = myllm_faulty_plugin\n")
-    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
     monkeypatch.syspath_prepend(str(site))
-    yield lambda mode, name="faulty:latest", **options: install(
-        models_dir, name, "faulty", load_options={"mode": mode, **options}
+    yield lambda mode, name="faulty:latest", format="faulty", **options: install(
+        models_dir, name, format, load_options={"mode": mode, **options}
     )
     sys.modules.pop("myllm_faulty_plugin", None)
 

@@ -53,10 +53,11 @@ class Embedder:
     def _tokens(self, number: int, text: str) -> Ints:
         tokens = self._model.tokenize_whole(text)
         if not tokens:
-            raise InvalidRequest(f"input {number} is empty; send some text")
+            raise InvalidRequest("an input is empty; send some text", input=number)
         if len(tokens) > self._limit:
             raise ContextLengthError(
-                f"input {number} has {len(tokens)} tokens, the model takes {self._limit}; send it in parts",
+                f"an input has {len(tokens)} tokens, the model takes {self._limit}; send it in parts",
+                input=number,
                 prompt_tokens=len(tokens),
                 context_size=self._limit,
             )
