@@ -205,6 +205,10 @@ class TokenEngine(Engine):
     def step(self) -> list[TokenOut]:
         """One forward pass over every running sequence. May return nothing for one that still reads its prompt."""
 
+    def idle(self) -> bool:
+        """Do a piece of work that was put off, of some milliseconds; called when nothing runs. False: none is left."""
+        return False
+
     def chat(self, request: ChatRequest) -> Iterator[Event]:
         """Answer a conversation alone, without a worker: for tests and scripts."""
         return self._alone(request)

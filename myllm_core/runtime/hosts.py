@@ -7,6 +7,7 @@ Commands are lists: ``["run", id, request]``, ``["embed", id, inputs]``, ``["can
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -36,6 +37,8 @@ T = TypeVar("T")
 Emit = Callable[[list[list[Any]]], None]
 _EVENTS = (TextDelta, ReasoningDelta, ToolCallDelta, Progress, Finish)
 _MAX_REPLY = 64 * 2**20
+_QUIET = 0.5
+"""Seconds without a command after which the engine may do what it put off."""
 _EMBED_CHARACTERS, _EMBED_TEXTS = 2000, 32
 
 
@@ -146,13 +149,30 @@ class TokenHost:
 
     def _take_commands(self) -> None:
         if not self._pipeline.busy and not self._embedding:
-            self._handle(self._inbox.get())
+            self._handle(self._next_command())
         while not self._closing:
             try:
                 command = self._inbox.get_nowait()
             except queue.Empty:
                 return
             self._handle(command)
+
+    def _next_command(self) -> list[Any]:
+        """Wait for a command; the engine does what it put off when none comes soon."""
+        with suppress(queue.Empty):
+            return self._inbox.get(timeout=_QUIET)
+        while self._has_put_off():
+            with suppress(queue.Empty):
+                return self._inbox.get_nowait()
+        return self._inbox.get()
+
+    def _has_put_off(self) -> bool:
+        try:
+            return bool(self._engine.idle())
+        except Exception:
+            # a stranger's engine may raise anything, and no request waits for this
+            logging.getLogger(__name__).warning("the engine failed while it was idle", exc_info=True)
+            return False
 
     def _handle(self, command: list[Any]) -> None:
         match command:

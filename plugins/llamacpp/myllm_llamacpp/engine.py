@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from contextlib import ExitStack
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from myllm_core import Embeddings, MemoryEstimate, Model, ModelFacts, Sequence, Support, TokenEngine, TokenOut
@@ -16,10 +17,10 @@ from myllm_core.types import Sampling
 from myllm_llamacpp.options import LOAD_OPTIONS, LoadSettings, parse_load_options
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from myllm_llamacpp.context import Context
+    from myllm_llamacpp.disk import Disk
     from myllm_llamacpp.model import Model as LlamaModel
+    from myllm_llamacpp.saver import Saver
     from myllm_llamacpp.scheduler import Scheduler, Stats
 
 _INSTALL = 'pip install "myllm[llamacpp]"'
@@ -35,18 +36,26 @@ class LlamaCppEngine(TokenEngine):
     load_options = LOAD_OPTIONS
     sampling: ClassVar[frozenset[str]] = frozenset(field.name for field in fields(Sampling))
 
-    def __init__(self, model: LlamaModel, context: Context | None, settings: LoadSettings) -> None:
-        """Put the loaded parts together; ``load`` makes them. Without a context the model only makes embeddings."""
+    def __init__(
+        self, model: LlamaModel, context: Context | None, settings: LoadSettings, key: bytes | None = None
+    ) -> None:
+        """Put the loaded parts together; ``load`` makes them. Without a context the model only makes embeddings.
+
+        Without a ``key`` (see ``disk.model_key``) no sequence is saved to disk.
+        """
         from myllm_llamacpp.embed import Embedder
 
         self._model = model
         self._context = context
         self._scheduler: Scheduler | None = None
+        self._saver: Saver | None = None
         self._facts = _facts(model, context, settings)
         self._embedder = Embedder(model, settings, self._facts.context_size)
         self.max_sequences = settings.n_parallel
         if context is not None:
-            self._scheduler = _scheduler(model, context, settings, self._facts.context_size)
+            disk = _disk(settings, key)
+            self._scheduler = _scheduler(model, context, settings, self._facts.context_size, disk)
+            self._saver = _saver(self._scheduler, disk)
 
     @classmethod
     def probe(cls, model: Model) -> Support:
@@ -86,11 +95,14 @@ class LlamaCppEngine(TokenEngine):
         kind = headers[0].metadata.get("general.type", "model")
         if kind != "model":
             raise EngineError(f"{weights[0].name} is of type {kind}, which can't be run by itself; pull a model")
-        return cls._load(weights, settings, _room(headers[0], weights, settings), progress)
+        return cls._load(model, weights, settings, _room(headers[0], weights, settings), progress)
 
     @classmethod
-    def _load(cls, weights: list[Path], settings: LoadSettings, tokens: int, progress: LoadProgress) -> Self:
+    def _load(
+        cls, model: Model, weights: list[Path], settings: LoadSettings, tokens: int, progress: LoadProgress
+    ) -> Self:
         try:
+            from myllm_llamacpp.disk import model_key
             from myllm_llamacpp.model import Model as LlamaModel
         except (ImportError, RuntimeError) as error:
             raise EngineMissing(f"llama.cpp can't be used here: {error}; try: {_INSTALL}") from error
@@ -100,7 +112,7 @@ class LlamaCppEngine(TokenEngine):
             context = _context(loaded, settings, tokens)
             if context is not None:
                 undo.callback(context.close)
-            engine = cls(loaded, context, settings)
+            engine = cls(loaded, context, settings, model_key(model, settings))
             progress(1.0)
             undo.pop_all()
         return engine
@@ -142,18 +154,26 @@ class LlamaCppEngine(TokenEngine):
         """One forward pass over every running sequence, with a chunk of the prompts that are still being read."""
         return self._running.step()
 
+    def idle(self) -> bool:
+        """Save a piece of what was read lately to disk, so that it outlasts a restart."""
+        return self._saver is not None and self._saver.idle()
+
     def embed(self, inputs: Seq[str]) -> Embeddings:
         """One vector of length 1 per input. Raises ``ContextLengthError``, ``InvalidRequest``."""
         return self._embedder.embed(inputs)
 
     def close(self) -> None:
-        """Free contexts and weights."""
-        self._embedder.close()
-        if self._scheduler is not None:
-            self._scheduler.close()
-        if self._context is not None:
-            self._context.close()
-        self._model.close()
+        """Save what is worth it, and free contexts and weights."""
+        with ExitStack() as parts:  # closed from the last to the first, whatever one of them raises
+            parts.callback(self._model.close)
+            if self._context is not None:
+                parts.callback(self._context.close)
+            if self._saver is not None:
+                parts.callback(self._saver.close)
+            if self._scheduler is not None:
+                parts.callback(self._scheduler.close)
+            parts.callback(self._embedder.close)
+            self._saver = None
 
 
 def _room(header: Any, weights: list[Path], settings: LoadSettings) -> int:
@@ -189,7 +209,24 @@ def _context(model: LlamaModel, settings: LoadSettings, tokens: int) -> Context 
     return None
 
 
-def _scheduler(model: LlamaModel, context: Context, settings: LoadSettings, context_size: int) -> Scheduler:
+def _disk(settings: LoadSettings, key: bytes | None) -> Disk | None:
+    from myllm_llamacpp.disk import Disk, default_folder
+
+    if key is None or not settings.cache_disk:
+        return None
+    folder = Path(settings.cache_dir).expanduser() if settings.cache_dir else default_folder()
+    return Disk(folder, key, settings.cache_disk * 2**20)
+
+
+def _saver(scheduler: Scheduler, disk: Disk | None) -> Saver | None:
+    from myllm_llamacpp.saver import Saver
+
+    return Saver(scheduler.slots, disk) if disk is not None else None
+
+
+def _scheduler(
+    model: LlamaModel, context: Context, settings: LoadSettings, context_size: int, disk: Disk | None
+) -> Scheduler:
     from myllm_llamacpp.pace import Pace
     from myllm_llamacpp.scheduler import Scheduler
     from myllm_llamacpp.slots import Slots
@@ -198,7 +235,7 @@ def _scheduler(model: LlamaModel, context: Context, settings: LoadSettings, cont
     can_cut = context.warm_up()
     window = 0 if settings.swa_full else model.sliding_window
     states = States(automatic_limit() if settings.cache_ram < 0 else settings.cache_ram * 2**20)
-    slots = Slots(context, states, can_cut=can_cut, shared=settings.kv_unified, window=window)
+    slots = Slots(context, states, disk, can_cut=can_cut, shared=settings.kv_unified, window=window)
     return Scheduler(context, slots, Pace(context.batch.rows), context_size, settings.kv_unified)
 
 

@@ -54,6 +54,13 @@ class LoadSettings(BaseModel):
         le=_MOST_CACHE,
         description="MiB of memory for sequences that left the cache; 0 keeps none, -1 takes an eighth of what is free",
     )
+    cache_disk: int = Field(
+        512,
+        ge=0,
+        le=_MOST_CACHE,
+        description="MiB on disk for sequences of all models that outlast a restart; 0 is off",
+    )
+    cache_dir: str = Field("", description="folder of that disk cache; empty takes the user's cache folder")
     use_mmap: bool = Field(True, description="map the file into memory instead of reading it")
     use_mlock: bool = Field(False, description="keep the model from being swapped out")
 

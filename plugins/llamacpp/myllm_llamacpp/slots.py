@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
-from itertools import count
 
 import numpy as np
 
 from myllm_llamacpp.context import Context, Ints
+from myllm_llamacpp.disk import Disk, Saved
 from myllm_llamacpp.states import State, States
 
 _WORTH_KEEPING = 64
@@ -46,7 +47,8 @@ class History:
 class Slot:
     """A sequence id of the cache: ``cached`` tokens of ``history`` are in it. ``busy`` while a request uses it.
 
-    The first ``shared`` of them lie in cells that were another running slot's when this one was claimed.
+    ``used`` is when the last one was done with it (seconds, wall clock). The first ``shared`` of the cached tokens lie
+    in cells that were another running slot's when this one was claimed.
     """
 
     id: int
@@ -54,7 +56,7 @@ class Slot:
     cached: int = 0
     shared: int = 0
     busy: bool = False
-    used: int = 0
+    used: float = 0.0
 
     @property
     def tokens(self) -> Ints:
@@ -67,18 +69,20 @@ class Slots:
 
     Where a sequence can't be cut short (recurrent and hybrid models), a slot helps only when the new prompt goes on
     exactly where it ends. Where layers look through a sliding window, the tokens before the cut must still be there.
-    What is given up goes to ``states`` and comes back when a prompt begins like it.
+    What is given up goes to ``states`` and comes back when a prompt begins like it, as what is on disk does.
     """
 
-    def __init__(self, context: Context, states: States, *, can_cut: bool, shared: bool, window: int) -> None:
+    def __init__(
+        self, context: Context, states: States, disk: Disk | None, *, can_cut: bool, shared: bool, window: int
+    ) -> None:
         self.states = states
-        self.can_cut = can_cut
+        self.every_prefix = can_cut and window == 0
         self._context = context
-        self._plain = can_cut and window == 0  # every prefix of a cached sequence can be used
-        self._can_copy = shared and self._plain
+        self._disk = disk
+        self._can_cut = can_cut
+        self._can_copy = shared and self.every_prefix
         self._window = window
         self._slots = [Slot(number) for number in range(context.sequences)]
-        self._clock = count(1)
 
     def claim(self, history: History) -> Slot:
         """Take a free slot for a prompt, with as much of it cached as some slot can give; never the last token.
@@ -106,7 +110,7 @@ class Slots:
         """How many of a prompt's first tokens a running slot holds in cells that can be shared."""
         if not self._can_copy:
             return 0
-        return max((self._usable(slot.tokens, history) for slot in self._slots if slot.busy), default=0)
+        return max((self.usable(slot.tokens, history) for slot in self._slots if slot.busy), default=0)
 
     def resident(self) -> list[Slot]:
         """Slots that hold something and aren't in use, the one that was used last first."""
@@ -122,25 +126,21 @@ class Slots:
         for slot in self._slots:
             if slot.busy and not self._can_copy:
                 continue
-            prefix = self._usable(slot.tokens, history)
+            prefix = self.usable(slot.tokens, history)
             if prefix > longest or (best is not None and prefix == longest and best.busy and not slot.busy):
                 best, longest = slot, prefix
         return best, longest
 
-    def _usable(self, tokens: Ints, history: History, first: int = 0) -> int:
+    def usable(self, tokens: Ints, history: History, first: int = 0) -> int:
         """How many of the cached ``tokens``, there from position ``first`` on, a prompt can begin with."""
         prefix = min(history.common(tokens), history.length - 1)
-        if prefix < len(tokens) and (not self.can_cut or first > max(0, prefix - self._window)):
+        if prefix < len(tokens) and (not self._can_cut or first > max(0, prefix - self._window)):
             return 0
         return max(0, prefix)
 
     def _restore(self, history: History, least: int) -> Slot | None:
         """Take a slot with a copy that spares at least so many tokens."""
-        state, prefix = None, least - 1
-        for other in self.states:
-            usable = self._usable(other.tokens, history, other.first)
-            if usable > prefix:
-                state, prefix = other, usable
+        state = self._copy_for(history, least)
         if state is None:
             return None
         target = self._oldest(self._free())
@@ -148,11 +148,26 @@ class Slots:
         while not self._context.restore(target.id, state.data):
             if not self.evict():
                 return None
-        self.states.touch(state)
+        prefix = self.usable(state.tokens, history, state.first)
+        state.used = time.time()
         if 2 * prefix >= len(state.tokens):
             self.states.drop(lambda other: other is state)
         target.history, target.cached = History(state.tokens), len(state.tokens)
         return self._take(target, history, prefix)
+
+    def _copy_for(self, history: History, least: int) -> State | None:
+        while True:
+            best: State | Saved | None = None
+            longest = least - 1
+            for other in (*self.states, *(self._disk or ())):
+                prefix = self.usable(other.tokens, history, other.first)
+                if prefix > longest:
+                    best, longest = other, prefix
+            if not isinstance(best, Saved):
+                return best
+            state = self._disk.read(best) if self._disk else None
+            if state is not None:
+                return state
 
     def _take(self, slot: Slot, history: History, prefix: int) -> Slot:
         if 2 * prefix < slot.cached:
@@ -169,7 +184,7 @@ class Slots:
     def release(self, slot: Slot) -> None:
         """A request is done with the slot; what it holds stays, for a prompt that begins the same."""
         slot.busy = False
-        slot.used = next(self._clock)
+        slot.used = time.time()
 
     def forget(self, slot: Slot) -> None:
         """Empty a slot's cache."""
@@ -192,25 +207,29 @@ class Slots:
     def _keep(self, slot: Slot) -> None:
         if slot.cached < _WORTH_KEEPING or self._held(slot):
             return
-        state = self.copy(slot) if self.states.takes(self._context.state_size(slot.id)) else None
+        state = self.copy(slot) if self.states.takes(self.size(slot)) else None
         if state is None:
             return
-        if self._plain:
+        if self.every_prefix:
             self.states.drop(lambda other: np.array_equal(slot.tokens[: len(other.tokens)], other.tokens))
         self.states.put(state)
 
     def _held(self, slot: Slot) -> bool:
         """Whether what the slot holds can be had from elsewhere."""
-        if self._plain:
+        if self.every_prefix:
             others = [other.tokens[: slot.cached] for other in (*self._slots, *self.states) if other is not slot]
         else:
             others = [state.tokens for state in self.states]
         return any(np.array_equal(tokens, slot.tokens) for tokens in others)
 
+    def size(self, slot: Slot) -> int:
+        """Bytes of a copy."""
+        return self._context.state_size(slot.id)
+
     def copy(self, slot: Slot) -> State | None:
-        """A copy of what a slot holds; None when llama.cpp can't make one."""
+        """A copy of all that a slot holds; None when llama.cpp can't make one."""
         data = self._context.state(slot.id)
-        return None if data is None else State(slot.tokens.copy(), self._context.first(slot.id), data)
+        return None if data is None else State(slot.tokens.copy(), self._context.first(slot.id), data, slot.used)
 
     def _oldest(self, slots: list[Slot]) -> Slot:
         return min(slots, key=lambda slot: (slot.cached > 0, slot.used))

@@ -17,13 +17,17 @@ _AUTO_SHARE = 8  # of the memory that is free after loading
 _AUTO_MOST = 4 * 2**30
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class State:
-    """What llama.cpp kept of ``tokens``; ``first`` is the first position that a sliding window had left."""
+    """What llama.cpp kept of ``tokens``, used last at ``used`` (seconds, wall clock).
+
+    ``first`` is the first position that a sliding window had left.
+    """
 
     tokens: Ints
     first: int
     data: Bytes
+    used: float
 
 
 class States:
@@ -32,7 +36,7 @@ class States:
     def __init__(self, limit: int) -> None:
         """Begin empty. ``limit`` 0 keeps nothing."""
         self.limit = limit
-        self._kept: list[State] = []  # the one that was used last is last
+        self._kept: list[State] = []
 
     def __iter__(self) -> Iterator[State]:
         return iter(self._kept)
@@ -50,15 +54,11 @@ class States:
         """Keep a copy that ``takes`` agreed to."""
         self._kept.append(state)
         while self.size > self.limit:
-            del self._kept[0]
+            self._kept.remove(min(self._kept, key=lambda kept: kept.used))
 
     def drop(self, unwanted: Callable[[State], bool]) -> None:
         """Give up the copies that aren't wanted any more."""
         self._kept = [state for state in self._kept if not unwanted(state)]
-
-    def touch(self, state: State) -> None:
-        """A copy was used."""
-        self._kept.sort(key=lambda other: other is state)
 
     def clear(self) -> None:
         """Give all memory back."""

@@ -110,9 +110,9 @@ class Driver:
         return b"".join(map(self.engine.piece, reply.tokens)).decode(errors="replace")
 
 
-def installed(path: Path) -> Model:
-    """A model folder's manifest, as the store would give it."""
-    return Model(Manifest("test:latest", "gguf", (ModelFile(path.name, path.stat().st_size, ""),)), path.parent)
+def installed(path: Path, sha256: str = "") -> Model:
+    """A model folder's manifest, as the store would give it; without a hash, nothing of it is saved to disk."""
+    return Model(Manifest("test:latest", "gguf", (ModelFile(path.name, path.stat().st_size, sha256),)), path.parent)
 
 
 def forget_all(engine: LlamaCppEngine) -> None:
@@ -136,9 +136,9 @@ def load(smollm2_gguf: Path) -> Iterator[Load]:
     """Load an engine with options, on the real model or on another file."""
     engines: list[LlamaCppEngine] = []
 
-    def make(path: Path = smollm2_gguf, **options: Any) -> Driver:
+    def make(path: Path = smollm2_gguf, sha256: str = "", **options: Any) -> Driver:
         given = {option.name: option.default for option in LlamaCppEngine.load_options} | SMALL | options
-        engines.append(LlamaCppEngine.load(installed(path), given, lambda fraction: None))
+        engines.append(LlamaCppEngine.load(installed(path, sha256), given, lambda fraction: None))
         return Driver(engines[-1])
 
     yield make

@@ -112,10 +112,10 @@ def test_a_copy_that_finds_no_room_beside_those_that_run_is_left_where_it_is(loa
 
 def test_the_limit_counts_bytes_and_use():
     states = States(100)
-    first, second, third = (State(np.arange(n, dtype=np.int32), 0, np.zeros(40, np.uint8)) for n in (1, 2, 3))
+    first, second, third = (State(np.arange(n, dtype=np.int32), 0, np.zeros(40, np.uint8), n) for n in (1, 2, 3))
     states.put(first)
     states.put(second)
-    states.touch(first)
+    first.used = 2.5
     states.put(third)
     assert list(states) == [first, third]
     assert not states.takes(101)
