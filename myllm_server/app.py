@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
-from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from myllm_core import __version__
@@ -18,17 +17,20 @@ from myllm_core.errors import PluginError
 from myllm_core.plugins import Plugins
 from myllm_core.runtime.runtime import Runtime
 from myllm_core.settings import Settings
-from myllm_server import examples, models, native, sessions
+from myllm_server import examples, health, metrics, models, native, sessions
 from myllm_server.body import BodyReader
-from myllm_server.errors import HANDLED, answer_error, json_bytes, json_response
+from myllm_server.errors import HANDLED, answer_error, json_bytes
 from myllm_server.gate import Gate, GateKeeper
 from myllm_server.guard import Guard, check_origins
+from myllm_server.head import HeadAsGet
+from myllm_server.limits import RateLimit
 from myllm_server.log import RequestLog
 from myllm_server.openai import examples as openai_examples
 from myllm_server.openai import routes as openai
 from myllm_server.openai.errors import error_shape
-from myllm_server.state import runtime_of
-from myllm_server.strict import StrictRoute
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 logger = logging.getLogger("myllm.server")
 
@@ -38,16 +40,9 @@ Local models over HTTP. The examples below work as they stand once `smollm2` is 
 Every answer carries `x-request-id`; every error is `{"error": {"code", "message", "request_id"}}`.
 """
 
+_PAGES = {"/docs", "/openapi.json"}
+
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
-
-health_router = APIRouter(tags=["server"], route_class=StrictRoute)
-
-
-@health_router.get("/health", responses=examples.HEALTH)
-async def health(request: Request) -> Response:
-    """Say whether the server and its models are well. Open to everybody, so it says only that."""
-    dead = await runtime_of(request).dead_models()
-    return json_response({"status": "unhealthy" if dead else "ok"}, 503 if dead else 200)
 
 
 def create_app(
@@ -56,12 +51,13 @@ def create_app(
     plugins: Plugins,
     *,
     gate: Gate | None = None,
+    tracer: Tracer | None = None,
     lifespan: Lifespan | None = None,
 ) -> FastAPI:
     """The app over ``runtime``, which whoever opened it closes.
 
-    ``gate`` lets the caller stop the app gracefully. ``settings.api_key`` empty means that no key is asked for.
-    Raises ``ConfigError`` for settings that can't be served.
+    ``gate`` lets the caller stop the app gracefully, ``tracer`` gets spans. ``settings.api_key`` empty means that no
+    key is asked for. Raises ``ConfigError`` for settings that can't be served.
     """
     check_origins(settings)
     app: FastAPI = FastAPIOffline(
@@ -74,22 +70,39 @@ def create_app(
     )
     app.state.runtime = runtime
     app.state.settings = settings
+    app.state.health = health.Health(runtime)
     app.state.error_shapes = {"/v1/": error_shape}
-    for router in (native.router, models.router, sessions.router, health_router):
+    for router in (native.router, models.router, sessions.router, health.router, metrics.router):
         app.include_router(router, responses=examples.ERRORS)
     app.include_router(openai.router, responses=openai_examples.ERRORS)
-    _include_plugins(app, plugins)
+    routes = metrics.Routes(_include_plugins(app, plugins) | _PAGES)
     for kind in HANDLED:
         app.add_exception_handler(kind, answer_error)
-    # the last one added stands in front
-    app.add_middleware(BodyReader, max_bytes=settings.max_body_bytes, timeout=settings.read_timeout)
-    app.add_middleware(GateKeeper, gate=gate or Gate(settings.max_requests))
-    app.add_middleware(Guard, settings=settings)
-    app.add_middleware(RequestLog)
+    gate = gate or Gate(settings.max_requests)
+    app.state.metrics = metrics.Metrics(runtime, gate, routes)
+    runtime.observers.append(app.state.metrics)
+    _add_middleware(app, settings, gate)
+    if tracer is not None:
+        from myllm_server.tracing import TraceRequests, Tracing
+
+        runtime.observers.append(Tracing(tracer))
+        app.add_middleware(TraceRequests, tracer=tracer, routes=routes)
+    app.add_middleware(RequestLog, on_end=app.state.metrics.http_ended)
     return app
 
 
-def _include_plugins(app: FastAPI, plugins: Plugins) -> None:
+def _add_middleware(app: FastAPI, settings: Settings, gate: Gate) -> None:
+    # the last one added stands in front
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(BodyReader, max_bytes=settings.max_body_bytes, timeout=settings.read_timeout)
+    app.add_middleware(GateKeeper, gate=gate)
+    if settings.rate_limit:
+        app.add_middleware(RateLimit, per_minute=settings.rate_limit)
+    app.add_middleware(Guard, settings=settings)
+
+
+def _include_plugins(app: FastAPI, plugins: Plugins) -> set[str]:
+    """Add the routes of plugins; gives the paths of all routes."""
     taken = set(_paths(app.routes))
     routers: list[Any] = plugins.routes()
     for router in routers:
@@ -102,6 +115,7 @@ def _include_plugins(app: FastAPI, plugins: Plugins) -> None:
             logger.warning("a plugin's routes can't be used: %s: %s", type(error).__name__, error)
         else:
             taken |= paths
+    return taken
 
 
 def _paths(routes: Sequence[BaseRoute]) -> set[str]:

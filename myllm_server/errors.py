@@ -17,6 +17,7 @@ from starlette.types import Scope
 from myllm_core.errors import MyllmError
 
 _MAX_NAME = 60
+_COME_BACK = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 _CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed"}
 
 
@@ -42,6 +43,8 @@ class HttpError(Exception):
         self.message = message
         self.param = param
         self.headers = dict(headers or {})
+        if status in _COME_BACK:
+            self.headers = {"retry-after": "1"} | {name.lower(): value for name, value in self.headers.items()}
         self.data = dict(data or {})
 
     def body(self, request_id: str) -> dict[str, Any]:
@@ -62,7 +65,7 @@ def as_http(error: BaseException) -> HttpError:
         return error
     if isinstance(error, MyllmError):
         headers = {}
-        if error.http_status == HTTPStatus.SERVICE_UNAVAILABLE:
+        if error.http_status in _COME_BACK:
             headers["retry-after"] = str(_seconds(error.data.get("retry_after")))
         return HttpError(error.http_status, error.code, error.message, headers=headers, data=error.data)
     if isinstance(error, RequestValidationError):
@@ -84,7 +87,8 @@ def refusal(error: RequestValidationError, known: Sequence[str] | None = None) -
     if known is not None:
         message = f"unknown field {where}; known: {', '.join(known) or 'none'}"
         return HttpError(422, "unknown_field", message, param=where)
-    message = f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    said = first["msg"].removeprefix("Value error, ")
+    message = f"{where}: {said[:1].lower()}{said[1:]}"
     if len(problems) > 1:
         message += f" (and {len(problems) - 1} more)"
     return HttpError(422, "invalid_request", message, param=where if path else None)

@@ -80,6 +80,10 @@ GENERATE_BODIES = bodies(
     ),
     stream=("The same, streamed", {"model": _MODEL, "prompt": "Once upon a time", "options": {"max_tokens": 32}}),
 )
+LOAD_BODIES = bodies(
+    plain=("As long as the settings say", {}),
+    long=("For an hour after its last use", {"keep_alive": "1h"}),
+)
 EMBEDDINGS_BODIES = bodies(
     one=("One text, one vector", {"model": _MODEL, "input": "Hello, world!"}),
     many=("Several texts, a list of vectors", {"model": _MODEL, "input": ["Hello", "world"]}),
@@ -161,4 +165,14 @@ SESSION_DELETED = answer("The session is gone", {"id": _SESSION, "status": "dele
 HEALTH: Responses = {
     200: {"description": "Well", "content": {"application/json": {"example": {"status": "ok"}}}},
     503: {"description": "Not well", "content": {"application/json": {"example": {"status": "unhealthy"}}}},
+}
+METRICS: Responses = {
+    200: {
+        "description": "The metrics",
+        "content": {
+            "text/plain": {
+                "example": 'myllm_model_requests_total{kind="chat",model="smollm2:135m",outcome="stop"} 3.0\n'
+            }
+        },
+    }
 }

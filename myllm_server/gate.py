@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from myllm_core.errors import Overloaded
 from myllm_server.body import refuse
 from myllm_server.errors import HttpError, as_http, error_response
+from myllm_server.limits import UNLIMITED
 
 logger = logging.getLogger("myllm.server")
 
@@ -34,7 +35,7 @@ class Gate:
         """Why a new request to ``path`` can't come in now, if it can't."""
         if self.closed:
             return STOPPING
-        if len(self.running) >= self.limit and path != "/health":
+        if len(self.running) >= self.limit and path not in UNLIMITED:
             full = Overloaded(f"{self.limit} requests are running; try again in a moment", retry_after=1)
             return as_http(full)
         return None

@@ -6,26 +6,27 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from myllm_server.records import REQUEST_ID, printable
+
 logger = logging.getLogger("myllm.access")
 
+CLIENT_GONE = 499
+OnEnd = Callable[[Scope, int, float], None]
+"""Called with scope, status and seconds when a request has ended."""
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-_MAX_PATH = 200
-
-
-def printable(text: str) -> str:
-    """``text`` on one line: control, format and other unprintable characters are escaped."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text[:_MAX_PATH])
-    return shown + "…" if len(text) > _MAX_PATH else shown
 
 
 class RequestLog:
-    """ASGI middleware: gives each request an id (the client's own if it is a plain one) and logs its end."""
+    """ASGI middleware: gives each request an id (the client's own if it is a plain one), logs and tells its end."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, on_end: OnEnd) -> None:
         self.app = app
+        self.on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -35,6 +36,7 @@ class RequestLog:
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         identity = given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = identity
+        token = REQUEST_ID.set(identity)
         began = time.perf_counter()
         status, ended, gone = 0, False, False
 
@@ -56,14 +58,24 @@ class RequestLog:
         try:
             await self.app(scope, watch_receive, watch_send)
         finally:
-            logger.info(
-                "%s %s %s %.0f ms %s",
-                printable(scope["method"]),
-                printable(scope["path"]),
-                "499 client gone" if gone else status or 500,
-                (time.perf_counter() - began) * 1000,
-                identity,
-            )
+            seconds = time.perf_counter() - began
+            status = CLIENT_GONE if gone else status or 500
+            self.on_end(scope, status, seconds)
+            _log(scope, status, seconds)
+            REQUEST_ID.reset(token)
+
+
+def _log(scope: Scope, status: int, seconds: float) -> None:
+    method, path, ms = printable(scope["method"]), printable(scope["path"]), round(seconds * 1000)
+    logger.info(
+        "%s %s %d%s %d ms",
+        method,
+        path,
+        status,
+        " client gone" if status == CLIENT_GONE else "",
+        ms,
+        extra={"fields": {"method": method, "path": path, "status": status, "ms": ms}},
+    )
 
 
 async def _close_websocket(send: Send) -> None:

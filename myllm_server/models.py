@@ -12,7 +12,7 @@ from starlette.responses import Response
 from myllm_core.models.manifest import Model
 from myllm_server import examples
 from myllm_server.errors import json_response
-from myllm_server.schemas import NoFields
+from myllm_server.schemas import LoadBody, NoFields
 from myllm_server.state import runtime_of
 from myllm_server.strict import StrictRoute
 
@@ -43,9 +43,11 @@ async def show_model(request: Request, name: Name) -> Response:
 
 
 @router.post("/models/{name}/load", responses=examples.LOADED)
-async def load_model(request: Request, name: Name, body: _Nothing = None) -> Response:
-    """Load a model before it is needed; answers when it is loaded."""
-    loaded = await runtime_of(request).load(name)
+async def load_model(
+    request: Request, name: Name, body: Annotated[LoadBody | None, Body(openapi_examples=examples.LOAD_BODIES)] = None
+) -> Response:
+    """Load a model before it is needed; answers when it is loaded. `keep_alive` says how long it stays without use."""
+    loaded = await runtime_of(request).load(name, keep_alive=body.keep_alive if body else None)
     return json_response({**asdict(loaded), "status": "loaded"})
 
 

@@ -24,7 +24,7 @@ from myllm_server.errors import HttpError, json_bytes, json_response
 from myllm_server.logprobs import logprob
 from myllm_server.schemas import ChatBody, ChatQuery, EmbeddingsBody, GenerateBody
 from myllm_server.state import client_of, runtime_of, settings_of
-from myllm_server.stream import EventStream, attended, collected
+from myllm_server.stream import EventStream, attended, collected, comment
 from myllm_server.strict import StrictRoute
 
 router = APIRouter(prefix="/api", route_class=StrictRoute)
@@ -54,6 +54,7 @@ async def chat(
         options=body.options,
         session_id=session_id,
         turn_key=idempotency_key,
+        keep_alive=body.keep_alive,
         client=client_of(request, body.session_id),
     )
     about = {"session_id": session_id, "model": body.model}
@@ -86,7 +87,9 @@ async def generate(
     request: Request, body: Annotated[GenerateBody, Body(openapi_examples=examples.GENERATE_BODIES)]
 ) -> Response:
     """Continue a raw prompt, without chat template and session."""
-    events = runtime_of(request).generate(body.model, body.prompt, options=body.options, client=client_of(request))
+    events = runtime_of(request).generate(
+        body.model, body.prompt, options=body.options, keep_alive=body.keep_alive, client=client_of(request)
+    )
     about = {"model": body.model}
     if body.stream:
         return _stream(request, events, about)
@@ -100,7 +103,7 @@ async def embeddings(
 ) -> Response:
     """Make vectors of texts: one vector for a string, a list of vectors for a list."""
     inputs = [body.input] if isinstance(body.input, str) else body.input
-    made = await attended(request.receive, runtime_of(request).embed(body.model, inputs))
+    made = await attended(request.receive, runtime_of(request).embed(body.model, inputs, keep_alive=body.keep_alive))
     vectors = made.vectors[0] if isinstance(body.input, str) else made.vectors
     usage = _usage(Usage(prompt_tokens=made.prompt_tokens))
     return json_response({"embeddings": vectors, "model": body.model, "usage": usage})
@@ -129,7 +132,7 @@ class NativeFrames:
         self._prefix = f"id: {event_id}\n".encode() if event_id else b""
 
     def event(self, event: Event) -> bytes:
-        """The frame of an event; progress is told by comments only."""
+        """The frame of an event; of progress a comment."""
         if isinstance(event, TextDelta):
             return self._token(event)
         if isinstance(event, ReasoningDelta):
@@ -139,7 +142,7 @@ class NativeFrames:
             return self._frame({"token": "", "tool_call": asdict(event), "done": False})
         if isinstance(event, Finish):
             return self._last(event)
-        return b""
+        return comment(event)
 
     def error(self, error: HttpError, request_id: str) -> bytes:
         """The last frame of a stream that failed."""

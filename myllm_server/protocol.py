@@ -125,7 +125,8 @@ class HttpProtocol(H11Protocol):
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             identity = secrets.token_hex(8)
-            logger.info("- - %d %s %s", error.status, error.code, identity)
+            fields = {"request_id": identity, "status": error.status, "code": error.code}
+            logger.info("- - %d %s", error.status, error.code, extra={"fields": fields})
             content = json_bytes(error.body(identity))
             headers = [
                 (b"content-type", b"application/json"),

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import secrets
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from myllm_core.errors import MyllmError
+from myllm_core.errors import ConfigError, MyllmError
 from myllm_core.plugins import Plugins, load_plugins
 from myllm_core.settings import Settings, load_settings
+from myllm_server.records import log_to_stderr
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from opentelemetry.trace import Tracer
 
 _BACKLOG = 512
 
@@ -31,7 +32,7 @@ def serve(settings: Settings, plugins: Plugins, *, reload: bool = False, no_auth
     ends at once, and the code is 128 and its number. 1 when the address can't be bound. ``reload`` starts again
     when Python files below the working directory change.
     """
-    _log_to_stderr(settings)
+    log_to_stderr(settings)
     try:
         listener = _bind(settings.host, settings.port)
     except (OSError, UnicodeError) as error:
@@ -47,14 +48,6 @@ def serve(settings: Settings, plugins: Plugins, *, reload: bool = False, no_auth
             return error.exit_code
         except KeyboardInterrupt:  # a second Ctrl+C, while models are being unloaded
             return 130
-
-
-def _log_to_stderr(settings: Settings) -> None:
-    logging.basicConfig(
-        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
-    )
-    for noisy in ("uvicorn", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def _say(text: str) -> None:
@@ -106,16 +99,28 @@ async def _serve(settings: Settings, plugins: Plugins, listener: socket.socket) 
     from myllm_server.protocol import ServerConfig
 
     gate = Gate(settings.max_requests)
-    async with Runtime(settings, plugins) as runtime:
-        app = create_app(runtime, settings, plugins, gate=gate)
-        server = GracefulServer(
-            ServerConfig(app, settings.read_timeout, lifespan="off"),
-            gate,
-            settings.shutdown_grace,
-            lambda: _announce(settings, listener),
-        )
-        await server.serve(sockets=[listener])
+    with _tracer(settings) as tracer:
+        async with Runtime(settings, plugins) as runtime:
+            app = create_app(runtime, settings, plugins, gate=gate, tracer=tracer)
+            server = GracefulServer(
+                ServerConfig(app, settings.read_timeout, lifespan="off"),
+                gate,
+                settings.shutdown_grace,
+                lambda: _announce(settings, listener),
+            )
+            await server.serve(sockets=[listener])
     return exit_code(server)
+
+
+def _tracer(settings: Settings) -> AbstractContextManager[Tracer | None]:
+    if not settings.otel:
+        return nullcontext()
+    try:
+        from myllm_server.tracing import exporting
+
+        return exporting()
+    except ImportError:
+        raise ConfigError('the setting otel needs OpenTelemetry; install it: pip install "myllm[otel]"') from None
 
 
 def _serve_reloading(settings: Settings, listener: socket.socket) -> int:
@@ -144,13 +149,16 @@ def reloaded_app() -> FastAPI:
     from myllm_server.app import create_app
 
     settings = load_settings()
-    _log_to_stderr(settings)
+    log_to_stderr(settings)
     plugins = load_plugins(settings.disabled_plugins)
     runtime = Runtime(settings, plugins)
 
+    tracing = ExitStack()
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with runtime:
-            yield
+        with tracing:
+            async with runtime:
+                yield
 
-    return create_app(runtime, settings, plugins, lifespan=lifespan)
+    return create_app(runtime, settings, plugins, tracer=tracing.enter_context(_tracer(settings)), lifespan=lifespan)

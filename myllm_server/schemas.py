@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
 from myllm_core.options import Options
+from myllm_core.settings import parse_duration
 from myllm_core.types import Message, Role
 
 ModelName = Annotated[str, Field(min_length=1, max_length=200, description="an installed model (GET /api/models)")]
@@ -16,10 +18,31 @@ SessionId = Annotated[
 _OPTIONS: Options = Field(
     Options.model_validate({}), description="how to generate; what is left out is the model's default"
 )
+
+
+def _seconds(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or len(str(value)) > _LONGEST_TIME:
+        raise ValueError("write seconds, 5m, 1h, 0 or forever")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("write forever for a time without end")
+    return parse_duration(value)
+
+
+KeepAlive = Annotated[
+    float | None,
+    PlainValidator(_seconds, json_schema_input_type=str | float | None),
+    Field(
+        description="how long the model stays loaded after this: seconds, `5m`, `1h`, 0 or `forever`; "
+        "when not given, as the settings say",
+        examples=["10m"],
+    ),
+]
 _STREAM: bool = Field(True, description="answer in Server-Sent Events as the text is written")
 
-MAX_MESSAGES = 10_000
 MAX_INPUTS = 2048
+_LONGEST_TIME = 30  # characters
 
 
 class Body(BaseModel):
@@ -43,10 +66,11 @@ class ChatBody(Body):
     """A conversation to answer. With ``session_id`` only what is new needs to be sent."""
 
     model: ModelName
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: list[ChatMessage] = Field(min_length=1)
     session_id: SessionId | None = None
     stream: bool = _STREAM
     options: Options = _OPTIONS
+    keep_alive: KeepAlive = None
 
 
 class ChatQuery(BaseModel):
@@ -66,6 +90,7 @@ class GenerateBody(Body):
     prompt: str
     stream: bool = _STREAM
     options: Options = _OPTIONS
+    keep_alive: KeepAlive = None
 
 
 class EmbeddingsBody(Body):
@@ -73,6 +98,13 @@ class EmbeddingsBody(Body):
 
     model: ModelName
     input: str | Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS)]
+    keep_alive: KeepAlive = None
+
+
+class LoadBody(Body):
+    """How to load a model."""
+
+    keep_alive: KeepAlive = None
 
 
 class NoFields(Body):

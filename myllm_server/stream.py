@@ -15,11 +15,16 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from myllm_core.errors import EngineError
-from myllm_core.types import Event, Finish
+from myllm_core.types import Event, Finish, Progress
 from myllm_server.errors import ClientGone, HttpError, as_http, request_id
 from myllm_server.gate import STOPPING
+from myllm_server.records import printable
 
 logger = logging.getLogger("myllm.server")
+
+_TICK = 1.0  # seconds between two looks at a silent stream
+_PATIENCE = 2.0  # seconds before a stream starts with what goes on; most of what can go wrong has by then
+_DOING = {"load": "loading", "prompt": "reading the prompt"}
 
 T = TypeVar("T")
 E = TypeVar("E")
@@ -33,7 +38,10 @@ class Frames(Protocol[E_contra]):
     ping: bytes
 
     def event(self, event: E_contra) -> bytes:
-        """The bytes that tell of ``event``; empty when it isn't told. A ``Finish`` ends the stream."""
+        """The bytes that tell of ``event``; empty when it isn't told. A ``Finish`` ends the stream.
+
+        Those of a ``Progress`` (see ``comment``) are held back while there is something else to tell.
+        """
 
     def error(self, error: HttpError, request_id: str) -> bytes:
         """The last bytes of a stream that failed."""
@@ -42,9 +50,10 @@ class Frames(Protocol[E_contra]):
 class EventStream(Response, Generic[E]):
     """An ASGI response that writes events as they come.
 
-    The response starts with the first frame, so that what goes wrong before it has an HTTP status of
-    its own; after ``ping_interval`` seconds of silence it starts with a comment, which keeps proxies
-    and clients from giving up, and later failures are error frames. ``headers`` are added to the response's.
+    The response starts with the first frame, so that what goes wrong before it has an HTTP status of its own.
+    When there is none for a while it starts with a comment, of what goes on or after ``ping_interval`` seconds of
+    silence an empty one: it keeps proxies and clients from giving up, and later failures are error frames.
+    ``headers`` are added to the response's.
     """
 
     def __init__(
@@ -62,6 +71,7 @@ class EventStream(Response, Generic[E]):
         self._started = False
         self._ended = False
         self._writes = 0
+        self._news = self._old_news = b""
         self._writing = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,18 +92,31 @@ class EventStream(Response, Generic[E]):
             pull.result()
 
     async def _attend(self, pull: asyncio.Task[None], gone: asyncio.Task[None], send: Send) -> None:
-        written = -1
+        tick = min(_TICK, self.ping_interval)
+        written, silent = 0, 0.0
         while not pull.done() and not gone.done():
-            await asyncio.wait({pull, gone}, timeout=self.ping_interval, return_when=asyncio.FIRST_COMPLETED)
-            silent, written = self._writes == written, self._writes
-            if (silent or not self._started) and not pull.done() and not gone.done() and not self._writing.locked():
-                await self._write(send, self.frames.ping)
+            await asyncio.wait({pull, gone}, timeout=tick, return_when=asyncio.FIRST_COMPLETED)
+            silent = silent + tick if self._writes == written else 0.0
+            comment = self._comment(silent)
+            if comment and not pull.done() and not gone.done() and not self._writing.locked():
+                silent = 0.0
+                await self._write(send, comment)
+            written = self._writes
+
+    def _comment(self, silent: float) -> bytes:
+        """What to write after so many seconds of silence, if anything."""
+        if self._news != self._old_news and (self._started or silent >= min(_PATIENCE, self.ping_interval)):
+            self._old_news = self._news
+            return self._news
+        return self.frames.ping if silent >= self.ping_interval else b""
 
     async def _pull(self, request_id: str, send: Send) -> None:
         try:
             async for event in self.events:
                 frame = self.frames.event(event)
-                if frame:
+                if isinstance(event, Progress):
+                    self._news = frame
+                elif frame:
                     await self._write(send, frame, last=isinstance(event, Finish))
             if not self._ended:
                 raise EngineError("the generation ended without saying why")
@@ -124,6 +147,13 @@ class EventStream(Response, Generic[E]):
             (b"x-accel-buffering", b"no"),
             *self.added,
         ]
+
+
+def comment(progress: Progress) -> bytes:
+    """A comment of Server-Sent Events: ``: loading 42 %``, ``: queue 3 waiting``."""
+    fraction = "" if progress.fraction is None else f"{progress.fraction * 100:.0f} %"
+    words = (_DOING.get(progress.stage, progress.stage), fraction, progress.detail)
+    return f": {printable(' '.join(filter(None, words)))}\n\n".encode()
 
 
 async def attended(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -15,9 +15,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from myllm_server.errors import HttpError, refusal
+from myllm_server.state import settings_of
 
 
-def parse_json(body: bytes) -> Any:
+def parse_json(body: bytes, max_depth: int) -> Any:
     """JSON values of a body. Raises ``HttpError``: 400 when it is no JSON, 422 when a value can't be used."""
     try:
         text = body.decode("utf-8-sig")
@@ -27,12 +28,36 @@ def parse_json(body: bytes) -> Any:
     except json.JSONDecodeError as error:
         raise HttpError(400, "invalid_json", f"the body is no JSON: {error.msg} at character {error.pos}") from None
     except RecursionError:
-        raise HttpError(400, "invalid_json", "the body is nested too deeply") from None
+        raise _too_deep(max_depth) from None
     except ValueError:  # Python refuses integers of thousands of digits
         raise HttpError(422, "invalid_request", "the body holds a number that is too large") from None
+    if text.count("[") + text.count("{") > max_depth and _is_deeper(value, max_depth):
+        raise _too_deep(max_depth)
     if "\\u" in text:
         _refuse_surrogates(value)
     return value
+
+
+def _too_deep(most: int) -> HttpError:
+    return HttpError(400, "invalid_json", f"the body is nested deeper than {most} levels (max_json_depth)")
+
+
+def _is_deeper(value: Any, most: int) -> bool:
+    level = [value]
+    for _ in range(most + 1):
+        level = [one for one in level if isinstance(one, dict | list)]
+        if not level:
+            return False
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+    return True
+
+
+def check_messages(value: Any, most: int) -> None:
+    """Refuse a body with more than ``most`` messages before each is looked at. Raises ``HttpError``."""
+    messages = value.get("messages") if isinstance(value, dict) else None
+    if isinstance(messages, list) and len(messages) > most:
+        message = f"messages: {len(messages)} are too many, at most {most} are taken (max_messages)"
+        raise HttpError(422, "invalid_request", message, data={"max_messages": most}, param="messages")
 
 
 def _refuse_surrogates(value: Any) -> None:
@@ -60,7 +85,9 @@ class StrictRoute(APIRoute):
             read = _JsonRequest(request.scope, request.receive)
             if self.body_field is not None and (body := await read.body()):
                 _require_json(request)
-                read.parsed = parse_json(body)
+                settings = settings_of(request)
+                read.parsed = parse_json(body, settings.max_json_depth)
+                check_messages(read.parsed, settings.max_messages)
             try:
                 return await handle(read)
             except RequestValidationError as error:

@@ -84,10 +84,14 @@ def choose_engine(model: Model, plugins: Plugins, wanted: str | None = None) -> 
 
 
 def _extras() -> list[str]:
+    """The extras that install plugins."""
     try:
-        return sorted(metadata("myllm").get_all("Provides-Extra") or [])
+        about = metadata("myllm")
     except PackageNotFoundError:
         return ["all"]
+    needed = about.get_all("Requires-Dist") or []
+    plugins = [name for name in about.get_all("Provides-Extra") or [] if any(f"myllm-{name}" in one for one in needed)]
+    return sorted(plugins) or ["all"]
 
 
 def load_options(engine: type[Engine], *layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -175,7 +175,9 @@ class Runtime:
                 async for progress in waiting:
                     if on_progress is not None:
                         on_progress(progress)
-            return lease.describe()
+            held = lease.describe()
+        # when it expires is known only now that it isn't held any more
+        return next((loaded for loaded in self._pool.loaded() if loaded.name == held.name), held)
 
     async def unload(self, model: str) -> bool:
         """Unload a model when its running requests have ended; False when it wasn't loaded."""

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from myllm_core.options import Options, parse_options
 from myllm_core.types import Message, ToolCall
 from myllm_server.errors import HttpError
-from myllm_server.schemas import MAX_INPUTS, MAX_MESSAGES, ModelName
+from myllm_server.schemas import MAX_INPUTS, ModelName
 
 MAX_CHOICES = 128
 COMPLETION_TOKENS = 16
@@ -193,7 +193,7 @@ class ResponseFormat(_Lenient):
 class ChatBody(Generation):
     """A conversation to answer."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1, description="the same as `max_tokens`")
     response_format: ResponseFormat | None = None
     logprobs: bool | None = Field(None, description="log probabilities of the tokens")

@@ -92,12 +92,13 @@ def test_options_out_of_range_of_the_wrong_type_or_unknown(
 @pytest.mark.parametrize(
     ("path", "body", "known"),
     [
-        ("/api/chat", CHAT | {"chat_template": "{{1}}"}, "model, messages, session_id, stream, options"),
-        ("/api/chat", CHAT | {"temperature": 1}, "model, messages, session_id, stream, options"),
+        ("/api/chat", CHAT | {"chat_template": "{{1}}"}, "model, messages, session_id, stream, options, keep_alive"),
+        ("/api/chat", CHAT | {"temperature": 1}, "model, messages, session_id, stream, options, keep_alive"),
         ("/api/chat", CHAT | {"messages": [HELLO[0] | {"name": "x"}]}, "role, content"),
-        ("/api/generate", {"model": "echo", "prompt": "x", "raw": True}, "model, prompt, stream, options"),
-        ("/api/embeddings", {"model": "echo", "input": "x", "dimensions": 1}, "model, input"),
-        ("/api/models/echo/load", {"n_ctx": 1}, "none"),
+        ("/api/generate", {"model": "echo", "prompt": "x", "raw": True}, "model, prompt, stream, options, keep_alive"),
+        ("/api/embeddings", {"model": "echo", "input": "x", "dimensions": 1}, "model, input, keep_alive"),
+        ("/api/models/echo/load", {"n_ctx": 1}, "keep_alive"),
+        ("/api/models/echo/unload", {"keep_alive": 1}, "none"),
     ],
 )
 def test_an_unknown_field_is_refused_with_the_known_ones(
