@@ -107,6 +107,7 @@ class TokenHost:
         self._embedding: deque[_EmbedJob] = deque()
         self._embed_after = 0.0
         self._closing = False
+        self._thread: int | None = None
 
     def post(self, command: list[Any]) -> None:
         """Hand a command over, from any thread."""
@@ -114,6 +115,7 @@ class TokenHost:
 
     def run(self) -> None:
         """Serve until ``["close"]``. The engine is closed at the end."""
+        self._thread = threading.get_ident()
         try:
             while not self._closing:
                 self._take_commands()
@@ -221,7 +223,9 @@ class TokenHost:
         return self._there(lambda: all_pieces(self._engine))
 
     def _there(self, function: Callable[[], T]) -> T:
-        """Call on the engine's thread."""
+        """Call on the engine's thread. It may be this one: a grammar tokenizes while it makes a mask."""
+        if threading.get_ident() == self._thread:
+            return function()
         future: Future[T] = Future()
         self.post(["call", function, future])
         return future.result()
