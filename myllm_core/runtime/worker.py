@@ -8,6 +8,7 @@ The worker ends when its parent does: standard input closes, and the parent's pr
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ from myllm_core.runtime.hosts import as_error, host_for
 from myllm_core.runtime.wire import frame, pack_facts, read_frame, unpack_model
 
 _PARENT_POLL = 2.0
+_SWITCH_INTERVAL = 0.0005  # the engine's thread waits no longer for the one that prepares prompts
 
 
 def _private_streams() -> tuple[BinaryIO, BinaryIO]:
@@ -70,6 +72,7 @@ def _load(order: dict[str, Any], emit: Any) -> Any:
 def main() -> None:
     """Serve one model until told to close, or until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C in a terminal reaches the whole group; the parent decides
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     commands, events = _private_streams()
     lock = threading.Lock()
 
@@ -104,6 +107,8 @@ def main() -> None:
             os._exit(0)
 
     threading.Thread(target=read, daemon=True, name="commands").start()
+    gc.collect()
+    gc.freeze()  # what loading made stays: no collection has to walk it between two tokens
     try:
         host.run()
         emit([[0, "closed"]])
