@@ -21,6 +21,19 @@ def resolve(text):
     return HuggingFaceDownloader().resolve(parse_reference(text, frozenset({"hf"})))
 
 
+@pytest.mark.parametrize(
+    ("source", "pinned"),
+    [
+        ("hf:a/b", "hf:a/b@c0ffee"),
+        ("hf:a/b:Q4_K_M", "hf:a/b@c0ffee:Q4_K_M"),
+        ("hf:a/b@refs/pr/3:sub/x.gguf", "hf:a/b@c0ffee:sub/x.gguf"),
+    ],
+)
+def test_a_source_is_pinned_to_a_commit(source, pinned):
+    reference = HuggingFaceDownloader().pin(parse_reference(source, frozenset({"hf"})), "c0ffee")
+    assert reference == parse_reference(pinned, frozenset({"hf"}))
+
+
 @pytest.fixture
 def tiny(hub):
     """A repository with three quantizations, the way publishers of GGUF files lay them out."""

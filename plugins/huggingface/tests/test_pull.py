@@ -6,9 +6,11 @@ import pytest
 
 from myllm_core.errors import IntegrityError, NetworkError
 from myllm_core.models.store import ModelStore
+from myllm_core.models.verify import verify
 from myllm_core.plugins import load_plugins
 from myllm_core.transfer.fetch import Retry
 from myllm_core.transfer.pull import pull
+from myllm_core.transfer.repair import repair
 
 
 class Silent:
@@ -93,3 +95,18 @@ def test_a_hub_that_breaks_after_the_listing_is_a_network_error(hub, fetch):
         fetch("hf:maker/tiny-GGUF")
     hub.breaks_at = ""
     assert fetch("hf:maker/tiny-GGUF").paths[0].read_bytes() == hub.gguf
+
+
+def test_a_damaged_file_is_mended_from_the_commit_that_was_pulled(hub, fetch):
+    config = b'{"model_type": "llama", "max_position_embeddings": 4096}'
+    header = b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    weights = len(header).to_bytes(8, "little") + header + bytes(8)
+    hub.add("maker/plain", {"config.json": config, "model.safetensors": weights})
+    model = fetch("hf:maker/plain")
+    hub.repos["maker/plain"].revisions = (hub.commit,)  # the branch is gone, or leads elsewhere
+    for path in model.paths:
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    problems = verify(model, lambda path, done, size: None)
+    mended = repair(model, problems, plugins=load_plugins(), store=fetch.store, progress=Silent())
+    assert sorted(path.rpartition("/")[2] for path in mended) == ["config.json", "model.safetensors"]
+    assert verify(model, lambda path, done, size: None) == []
