@@ -37,7 +37,8 @@ logger = logging.getLogger("myllm.server")
 _DESCRIPTION = """
 Local models over HTTP. The examples below work as they stand once `smollm2` is installed (`myllm pull smollm2`).
 
-Every answer carries `x-request-id`; every error is `{"error": {"code", "message", "request_id"}}`.
+Every answer carries `x-request-id`; every error is `{"error": {"code", "message", "request_id"}}`, but under `/v1` as
+OpenAI's clients know it.
 """
 
 _PAGES = {"/docs", "/openapi.json"}

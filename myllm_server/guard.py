@@ -141,7 +141,7 @@ def _collect(scope: Scope) -> dict[bytes, list[bytes]]:
 def _with_cors(send: Send, origin: str) -> Send:
     added = [
         (b"access-control-allow-origin", origin.encode("latin-1")),
-        (b"access-control-expose-headers", b"x-request-id, retry-after"),
+        (b"access-control-expose-headers", b"x-request-id, x-myllm-ignored, retry-after"),
         (b"vary", b"origin"),
     ]
 

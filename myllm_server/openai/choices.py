@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from myllm_core.errors import EngineError
-from myllm_core.types import Event, Finish, Usage
+from myllm_core.types import Event, Finish, Progress, Usage
 
 _AT_ONCE = 16  # the others of one request wait here, so that it can't fill a model's line
 
@@ -23,7 +23,11 @@ class Of:
     event: Event
 
 
-async def together(generations: Sequence[Generation], per_prompt: int) -> AsyncGenerator[Of | Finish, None]:
+Item = Of | Progress | Finish
+"""What a request of several choices comes to: progress belongs to all, and the last ``Finish`` too."""
+
+
+async def together(generations: Sequence[Generation], per_prompt: int) -> AsyncGenerator[Item, None]:
     """The events of all, as they come, then one ``Finish`` with the usage of all together.
 
     Each prompt has ``per_prompt`` generations, one after the other, and its tokens are counted once. What one raises
@@ -35,7 +39,7 @@ async def together(generations: Sequence[Generation], per_prompt: int) -> AsyncG
         async for item in merged:
             if isinstance(item.event, Finish):
                 finishes[item.index] = item.event
-            yield item
+            yield item.event if isinstance(item.event, Progress) else item
     if len(finishes) < len(generations):
         raise EngineError("the generation ended without saying why")
     yield Finish("stop", _sum([finishes[index].usage for index in sorted(finishes)], per_prompt))
@@ -86,14 +90,16 @@ def _sum(usages: list[Usage], per_prompt: int) -> Usage:
     )
 
 
-async def read_all(items: AsyncGenerator[Of | Finish, None]) -> tuple[list[list[Event]], Finish]:
+async def read_all(items: AsyncGenerator[Item, None]) -> tuple[list[list[Event]], Finish]:
     """Each choice's events by index, and the last one of all. Raises the error of a generation that failed."""
     choices: dict[int, list[Event]] = {}
     async with aclosing(items):
         async for item in items:
-            if isinstance(item, Finish):
-                return [choices[index] for index in sorted(choices)], item
-            if isinstance(item.event, Finish) and item.event.error:
-                raise item.event.error
-            choices.setdefault(item.index, []).append(item.event)
+            match item:
+                case Finish():
+                    return [choices[index] for index in sorted(choices)], item
+                case Of(_, Finish(error=error)) if error:
+                    raise error
+                case Of(index, event):
+                    choices.setdefault(index, []).append(event)
     raise EngineError("the generation ended without saying why")

@@ -10,6 +10,7 @@ from myllm_server.errors import HttpError
 _CODES = {
     "unauthorized": "invalid_api_key",
     "context_length": "context_length_exceeded",
+    "rate_limited": "rate_limit_exceeded",
     "invalid_reference": "model_not_found",  # the only references here are names of models
 }
 _STATUSES = {"invalid_reference": 404, "integrity_error": 500}

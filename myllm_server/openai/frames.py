@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from myllm_core.types import Event, Finish, ReasoningDelta, TextDelta, ToolCallDelta
+from myllm_core.types import Event, Finish, Progress, ReasoningDelta, TextDelta, ToolCallDelta
 from myllm_server.errors import HttpError, json_bytes
 from myllm_server.openai import shapes
-from myllm_server.openai.choices import Of
+from myllm_server.openai.choices import Item, Of
 from myllm_server.openai.errors import error_shape
+from myllm_server.stream import comment
 
 
 class _Chunks(ABC):
@@ -28,11 +29,11 @@ class _Chunks(ABC):
         self._head = b"data: " + json_bytes(head)[:-1] + b',"choices":['
         self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
 
-    def event(self, event: Of | Finish) -> bytes:
-        """The chunks of an event; progress is told by comments only."""
-        if isinstance(event, Finish):
-            return self._end(event)
-        return self._choice(event.index, event.event)
+    def event(self, event: Item) -> bytes:
+        """The chunks of an event; of progress a comment."""
+        if isinstance(event, Of):
+            return self._choice(event.index, event.event)
+        return comment(event) if isinstance(event, Progress) else self._end(event)
 
     def error(self, error: HttpError, request_id: str) -> bytes:
         """The last frame of a stream that failed: an error, and no ``[DONE]``."""
@@ -55,19 +56,22 @@ class _Chunks(ABC):
 
 
 class ChatChunks(_Chunks):
-    """A streamed chat. The first chunk of a choice has its role, and no later one has."""
+    """A streamed chat. The first chunk of a choice has its role, and no later one has.
+
+    All choices begin together, in their order: OpenAI's own client takes the first chunk to be the first choice's.
+    """
 
     def __init__(self, model: str, choices: int, include_usage: bool) -> None:
         super().__init__(shapes.head("chatcmpl", "chat.completion.chunk", model), include_usage)
-        self._unopened = set(range(choices))
+        roles = {"delta": {"role": "assistant", "content": ""}}
+        self._opening = b"".join(self._chunk(index, roles) for index in range(choices))
         self._before = [self._head + b'{"index":%d,"delta":{"content":' % index for index in range(choices)]
         self._after = b'},"logprobs":null,"finish_reason":null}' + self._tail
 
     def _choice(self, index: int, event: Event) -> bytes:
         chunk = self._text(index, event) if isinstance(event, TextDelta) else self._other(index, event)
-        if chunk and index in self._unopened:
-            self._unopened.discard(index)
-            return self._chunk(index, {"delta": {"role": "assistant", "content": ""}}) + chunk
+        if chunk and self._opening:
+            chunk, self._opening = self._opening + chunk, b""
         return chunk
 
     def _text(self, index: int, event: TextDelta) -> bytes:

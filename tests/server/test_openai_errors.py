@@ -74,6 +74,15 @@ def test_limits(start: StartServer) -> None:
             assert answer.headers["retry-after"] == "1"
 
 
+def test_too_many_requests(start: StartServer) -> None:
+    with start(rate_limit=1) as server:
+        answers = [server.get("/v1/models") for _ in range(2)]
+        error = error_of(answers[1])
+        assert [answer.status for answer in answers] == [200, 429]
+        assert (error["code"], error["type"]) == ("rate_limit_exceeded", "rate_limit_error")
+        assert int(answers[1].headers["retry-after"]) > 1
+
+
 def test_a_server_that_stops_ends_streams_with_an_error(start: StartServer) -> None:
     words = " ".join(["w"] * 400)
     body = json.dumps({"model": "slow", "messages": [{"role": "user", "content": words}], "stream": True}).encode()

@@ -107,6 +107,14 @@ def test_counts_are_the_engines(told: LiveServer) -> None:
     }
 
 
+def test_progress_is_told_by_comments(told: LiveServer) -> None:
+    events = [("text", "a"), ("progress", "prompt"), ("sleep", 1.3), ("text", "b"), END]
+    body = chat(told, *events, stream=True).body.decode()
+    assert '"content":"a"' in body.partition(": reading the prompt\n\n")[0]
+    assert '"content":"b"' in body.partition(": reading the prompt\n\n")[2]
+    assert chat(told, *events).json["choices"][0]["message"]["content"] == "ab"
+
+
 def test_an_empty_answer_has_a_role_too(told: LiveServer) -> None:
     assert chat(told, END).json["choices"][0]["message"]["content"] == ""
     first, last = choices(chat(told, END, stream=True))

@@ -12,6 +12,7 @@ from support.site import Site
 
 ENGINE = """
     import json
+    import time
     from myllm_core import *
     from myllm_core.errors import EngineError
     from myllm_core.types import PositionLogprobs, TokenLogprob, ToolCallDelta
@@ -49,7 +50,9 @@ ENGINE = """
             for kind, value in json.loads(script):
                 if kind == "raise":
                     raise EngineError(value)
-                if kind == "request":
+                if kind == "sleep":
+                    time.sleep(value)
+                elif kind == "request":
                     yield TextDelta(repr(request))
                 else:
                     yield KINDS[kind](value)
