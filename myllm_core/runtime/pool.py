@@ -292,10 +292,11 @@ class Pool:
     async def dead_models(self, timeout: float) -> list[str]:
         """Names of loaded models whose worker doesn't answer: an idle one within ``timeout`` seconds.
 
+        One whose process has ended isn't loaded any more: the next request starts it again.
         A busy one answers between two steps, and a step of a large model may take long: it isn't waited for, and
         doesn't answer when it has been silent for half the ``hang_timeout``.
         """
-        live = [(name, slot) for name, slot in self._slots.items() if slot.handle]
+        live = [(name, slot) for name, slot in self._slots.items() if slot.handle and not slot.handle.dead]
         results = await asyncio.gather(*(self._answers(slot, timeout) for _, slot in live))
         return [name for (name, _), alive in zip(live, results, strict=True) if not alive]
 

@@ -35,7 +35,8 @@ def install_echo(models_dir: Path, name: str = "echo:latest", **manifest: Any) -
     folder.mkdir(parents=True)
     (folder / "echo.txt").write_bytes(ECHO_BYTES)
     file = ModelFile("echo.txt", len(ECHO_BYTES), hashlib.sha256(ECHO_BYTES).hexdigest())
-    write_manifest(folder / "manifest.json", Manifest(name, "echo", (file,), family="echo", **manifest))
+    given = {"format": "echo", "family": "echo"} | manifest
+    write_manifest(folder / "manifest.json", Manifest(name, files=(file,), **given))
 
 
 @dataclass
@@ -87,6 +88,7 @@ class LiveServer:
     server: GracefulServer = field(init=False)
     runtime: Runtime = field(init=False)
     app: Any = None
+    tracer: Any = None
     _ready: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
@@ -98,7 +100,7 @@ class LiveServer:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.port = listener.getsockname()[1]
             async with Runtime(self.settings, plugins) as self.runtime:
-                self.app = create_app(self.runtime, self.settings, plugins, gate=self.gate)
+                self.app = create_app(self.runtime, self.settings, plugins, gate=self.gate, tracer=self.tracer)
                 config = ServerConfig(self.app, self.settings.read_timeout, lifespan="off")
                 self.server = GracefulServer(config, self.gate, self.settings.shutdown_grace, self._ready.set)
                 await self.server.serve(sockets=[listener])
@@ -189,10 +191,10 @@ class StartServer(Protocol):
 
 
 @contextmanager
-def live_server(home: Path, **settings: Any) -> Iterator[LiveServer]:
+def live_server(home: Path, *, tracer: Any = None, **settings: Any) -> Iterator[LiveServer]:
     """A server over ``home/models`` and ``home/data``."""
     given = {"models_dir": home / "models", "data_dir": home / "data", "isolation": "thread", "shutdown_grace": 2}
-    live = LiveServer(Settings(**(given | settings)))
+    live = LiveServer(Settings(**(given | settings)), tracer=tracer)
     thread = threading.Thread(target=live.run, name="server")
     thread.start()
     try:
