@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import pytest
 
+# before their first import: it gives readable failures
 pytest.register_assert_rewrite(
-    "myllm_core.testing.session_store"
-)  # before its first import: it gives readable failures
+    "myllm_core.testing.alone", "myllm_core.testing.engine", "myllm_core.testing.session_store"
+)
 
+from myllm_core.testing.engine import EngineCase, EngineContract, model_of  # noqa: E402 - see above
 from myllm_core.testing.session_store import SessionStoreContract  # noqa: E402 - see above
 
-__all__ = ["SessionStoreContract"]
+__all__ = ["EngineCase", "EngineContract", "SessionStoreContract", "model_of"]
