@@ -1,9 +1,10 @@
 """What a streamed token costs the server: processor time of the server's own process, not of the model's.
 
-    python benchmarks/bench_http.py [--streams N] [--words N]
+    python benchmarks/bench_http.py [--streams N] [--words N] [--api native openai]
 
 Starts ``myllm serve`` over the echo model (which must be installed) that says a word every few milliseconds, as a model
-does, and reads streams. Each line: how many streams at once, tokens a second, microseconds of processor time per token.
+does, and reads streams. Each line: which API, how many streams at once, tokens a second, microseconds of processor time
+per token.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -26,23 +28,33 @@ import psutil
 from myllm_core.models.manifest import Manifest, ModelFile, write_manifest
 
 LIMIT = 150  # microseconds
+APIS = {
+    "native": ("/api/generate", lambda text: {"prompt": text}, b'"done":false'),
+    "openai": (
+        "/v1/chat/completions",
+        lambda text: {"messages": [{"role": "user", "content": text}], "stream": True},
+        b'"delta":{"content":',
+    ),
+}
+"""Path, body for a text, and what there is one of in each token's frame."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16], help="streams at once (1 4 16)")
     parser.add_argument("--words", type=int, default=4000, help="words in all streams together (4000)")
+    parser.add_argument("--api", nargs="+", choices=APIS, default=list(APIS), help="which APIs (all)")
     sizes = parser.parse_args()
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as (process, port):
-        asyncio.run(streams(port, 1, 20))  # the model is loaded
-        for count in sizes.streams:
+        asyncio.run(streams(port, sizes.api[0], 1, 20))  # the model is loaded
+        for api, count in itertools.product(sizes.api, sizes.streams):
             before, began = cpu(process), time.perf_counter()
-            tokens = asyncio.run(streams(port, count, sizes.words // count))
+            tokens = asyncio.run(streams(port, api, count, sizes.words // count))
             seconds, used = time.perf_counter() - began, cpu(process) - before
             cost = used / tokens * 1e6
             worst = max(worst, cost)
-            print(f"{count:4} streams  {tokens / seconds:7.0f} tokens/s  {cost:6.0f} µs a token")
+            print(f"{api:7} {count:4} streams  {tokens / seconds:7.0f} tokens/s  {cost:6.0f} µs a token")
     print(f"more than {LIMIT} µs: {'yes' if worst > LIMIT else 'no'}")
     return 0
 
@@ -75,22 +87,22 @@ def cpu(process: psutil.Process) -> float:
     return times.user + times.system
 
 
-async def streams(port: int, count: int, words: int) -> int:
+async def streams(port: int, api: str, count: int, words: int) -> int:
     """Read ``count`` streams of so many words at the same time; how many tokens came."""
-    return sum(await asyncio.gather(*(stream(port, words) for _ in range(count))))
+    return sum(await asyncio.gather(*(stream(port, api, words) for _ in range(count))))
 
 
-async def stream(port: int, words: int) -> int:
-    text = " ".join(f"word{i}" for i in range(words))
-    body = json.dumps({"model": "echo", "prompt": text}).encode()
+async def stream(port: int, api: str, words: int) -> int:
+    path, fields, token = APIS[api]
+    body = json.dumps({"model": "echo", **fields(" ".join(f"word{i}" for i in range(words)))}).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
-    head = "POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
     writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     answer = await reader.read()
     writer.close()
     await writer.wait_closed()
     assert b'"finish_reason":"stop"' in answer, answer[-300:]
-    return answer.count(b'"done":false')
+    return answer.count(token)
 
 
 if __name__ == "__main__":
