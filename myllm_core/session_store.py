@@ -116,6 +116,10 @@ class SessionStore(ABC):
         """
 
     @abstractmethod
+    def turn(self, session_id: str, key: str) -> list[StoredMessage]:
+        """What ``append`` wrote with this key, in order; nothing when it never did."""
+
+    @abstractmethod
     def path(self, session_id: str, tip: int | None = None) -> list[StoredMessage]:
         """The messages from the root to ``tip`` (None: the current tip), in order.
 

@@ -61,6 +61,7 @@ class Handle:
         self.order = order
         self.facts: dict[str, Any] = {}
         self.dead: MyllmError | None = None
+        self.proved = False  # a request was answered
         self._ids = itertools.count(1)
         self._streams: dict[int, _Stream] = {}
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -100,6 +101,7 @@ class Handle:
                     raise error_from_dict(item[1])
                 event = unpack_event(item)
                 finished = isinstance(event, Finish)
+                self.proved = self.proved or (isinstance(event, Finish) and event.error is None)
                 yield event
         finally:
             if timer is not None:

@@ -118,6 +118,9 @@ class Pool:
         return slot.handle is None or slot.handle.dead is not None
 
     def _note_crash(self, slot: Slot) -> None:
+        """Remember the death of a worker that hadn't answered one request; one that had is just started again."""
+        if slot.handle is not None and slot.handle.proved:
+            return
         cause = slot.handle.dead if slot.handle else slot.task and not slot.task.cancelled() and slot.task.exception()
         if isinstance(cause, WorkerDied):
             now = asyncio.get_running_loop().time()

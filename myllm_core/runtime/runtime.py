@@ -21,7 +21,14 @@ from typing import Any, Self, TypeVar
 from weakref import WeakValueDictionary
 
 from myllm_core.engine import Engine, TokenEngine
-from myllm_core.errors import DeadlineExceeded, InvalidOption, InvalidRequest, MyllmError, UnsupportedError
+from myllm_core.errors import (
+    DeadlineExceeded,
+    InvalidOption,
+    InvalidRequest,
+    MyllmError,
+    SessionNotFound,
+    UnsupportedError,
+)
 from myllm_core.models.manifest import Model
 from myllm_core.models.store import ModelStore
 from myllm_core.options import Options, grammar, merge, sampling
@@ -31,7 +38,7 @@ from myllm_core.runtime.observe import Kind, Observer, Watch
 from myllm_core.runtime.pool import Pool
 from myllm_core.runtime.slot import Lease, Loaded
 from myllm_core.session_store import SessionStore, check_session_id
-from myllm_core.sessions.conversation import Turn, keep_turn, plan_turn
+from myllm_core.sessions.conversation import Turn, keep_turn, plan_turn, repeat_reply, resume_turn
 from myllm_core.settings import Settings, load_settings
 from myllm_core.types import (
     ChatRequest,
@@ -94,8 +101,9 @@ class Runtime:
 
         With ``session_id`` the stored conversation comes first, and the turn is stored before ``Finish`` is
         yielded; a reply that is cancelled (by closing the generator) is stored as such. A retry with the same
-        ``turn_key`` is stored once. Two requests to one session take turns, and so do the ``client``s that wait for
-        a busy model. Raises a ``MyllmError`` at the first event for whatever is wrong before generation starts.
+        ``turn_key`` gets the reply that was stored, or a new one to the same message if that was interrupted. Two
+        requests to one session take turns, and so do the ``client``s that wait for a busy model. Raises a
+        ``MyllmError`` at the first event for whatever is wrong before generation starts.
         """
         asked = [Message("user", messages)] if isinstance(messages, str) else list(messages)
         installed = self.models.get(model)
@@ -104,12 +112,15 @@ class Runtime:
             turn = Turn(tuple(asked), tuple(asked), None)
             if session_id is not None:
                 await stack.enter_async_context(self._session_lock(check_session_id(session_id), deadline))
-                turn = await self._plan(session_id, installed.name, asked)
+                turn = await self._plan(session_id, asked, turn_key)
+            if turn.reply is not None:
+                for event in repeat_reply(turn.reply):
+                    yield event
+                return
             order = self._pool.order(installed, engine, load_options)
             events = self._generate(order, turn.messages, options, keep_alive, client, deadline)
             if session_id is not None:
-                key = turn_key or uuid.uuid4().hex
-                events = self._kept(events, session_id, turn, key, installed.name)
+                events = self._kept(events, session_id, turn, installed.name)
             async with aclosing(events):
                 async for event in events:
                     yield event
@@ -146,13 +157,12 @@ class Runtime:
             raise InvalidRequest("there is nothing to embed; send at least one text")
         order = self._pool.order(self.models.get(model), engine, None)
         with self._watch("embed", order) as watch:
-            async with self._pool.lease(order, keep_alive, client) as lease:
-                async with aclosing(lease.wait()) as waiting:
-                    async for _ in waiting:
-                        pass
-                watch.admitted()
-                _require(lease, "embed", "makes no embeddings; use an embedding model")
-                embeddings = await lease.handle.embed(list(inputs), lease.left)
+            async with aclosing(self._held(order, keep_alive, client, self._deadline())) as steps:
+                async for step in steps:
+                    if isinstance(step, Lease):
+                        watch.admitted()
+                        _require(step, "embed", "makes no embeddings; use an embedding model")
+                        embeddings = await step.handle.embed(list(inputs), step.left)
             watch.made(embeddings)
             return embeddings
 
@@ -170,12 +180,13 @@ class Runtime:
     ) -> Loaded:
         """Load a model before it is needed."""
         installed = self.models.get(model)
-        async with self._pool.lease(self._pool.order(installed, engine, load_options), keep_alive) as lease:
-            async with aclosing(lease.wait()) as waiting:
-                async for progress in waiting:
-                    if on_progress is not None:
-                        on_progress(progress)
-            held = lease.describe()
+        order = self._pool.order(installed, engine, load_options)
+        async with aclosing(self._held(order, keep_alive, "", self._deadline())) as steps:
+            async for step in steps:
+                if isinstance(step, Lease):
+                    held = step.describe()
+                elif on_progress is not None:
+                    on_progress(step)
         # when it expires is known only now that it isn't held any more
         return next((loaded for loaded in self._pool.loaded() if loaded.name == held.name), held)
 
@@ -217,10 +228,13 @@ class Runtime:
         finally:
             lock.release()
 
-    async def _plan(self, session_id: str, model: str, asked: Sequence[Message]) -> Turn:
+    async def _plan(self, session_id: str, asked: Sequence[Message], key: str | None) -> Turn:
         def read(store: SessionStore) -> Turn:
-            store.create(session_id, model=model)
-            return plan_turn(store.path(session_id), asked)
+            try:
+                taken = resume_turn(store, session_id, asked, key) if key else None
+                return taken or plan_turn(store.path(session_id), asked, key or uuid.uuid4().hex)
+            except SessionNotFound:
+                return plan_turn([], asked, key or uuid.uuid4().hex)
 
         return await self.sessions(read)
 
@@ -236,22 +250,36 @@ class Runtime:
         merged = _limited(merge(order.model.manifest.options, options), options, self.settings.max_tokens)
         request = _request(order.model, asked, merged, order.engine)
         with self._watch("generate" if isinstance(asked, str) else "chat", order) as watch:
+            async with aclosing(self._held(order, keep_alive, client, deadline)) as steps:
+                async for step in steps:
+                    if isinstance(step, Progress):
+                        yield step
+                        continue
+                    watch.admitted()
+                    _check_live(step, request)
+                    async with aclosing(step.handle.run(request, step.left)) as events:
+                        async for event in events:
+                            watch.see(event)
+                            yield replace(event, engine=step.engine) if isinstance(event, Finish) else event
+
+    async def _held(
+        self, order: LoadOrder, keep_alive: float | None, client: str, deadline: float
+    ) -> AsyncGenerator[Progress | Lease, None]:
+        """What goes on, and then the lease of a model that is ready for this request; held until this is closed.
+
+        When a worker dies, those that only waited in line wait for the next one.
+        """
+        while True:
             async with self._pool.lease(order, keep_alive, client, deadline) as lease:
                 async with aclosing(lease.wait()) as waiting:
                     async for progress in waiting:
                         yield progress
-                watch.admitted()
-                if request.logprobs is not None:
-                    _require(lease, "logprobs", "gives no log probabilities")
-                if request.grammar is not None:
-                    _require(lease, "grammar", "can't be held to a JSON schema or grammar")
-                async with aclosing(lease.handle.run(request, lease.left)) as events:
-                    async for event in events:
-                        watch.see(event)
-                        yield replace(event, engine=lease.engine) if isinstance(event, Finish) else event
+                if lease.handle.dead is None:
+                    yield lease
+                    return
 
     async def _kept(
-        self, events: AsyncGenerator[Event, None], session_id: str, turn: Turn, key: str, model: str
+        self, events: AsyncGenerator[Event, None], session_id: str, turn: Turn, model: str
     ) -> AsyncGenerator[Event, None]:
         """The same events; the turn is stored before the last one, or when the reader goes away."""
         text: list[str] = []
@@ -262,7 +290,7 @@ class Runtime:
             if not text and not reasoning and finish.reason in ("cancelled", "error"):
                 return
             reply = Message("assistant", "".join(text), "".join(reasoning))
-            await self.sessions(lambda store: keep_turn(store, session_id, turn, reply, finish, key, model))
+            await self.sessions(lambda store: keep_turn(store, session_id, turn, reply, finish, model))
 
         try:
             async with aclosing(events):
@@ -318,6 +346,13 @@ def _request(model: Model, asked: tuple[Message, ...] | str, options: Options, e
         asked = (Message("system", system), *asked)
     fit = options.fit or "drop"
     return ChatRequest(asked, how, options.max_tokens, stop, options.logprobs, fit, grammar(options), endless)
+
+
+def _check_live(lease: Lease, request: Request) -> None:
+    if request.logprobs is not None:
+        _require(lease, "logprobs", "gives no log probabilities")
+    if request.grammar is not None:
+        _require(lease, "grammar", "can't be held to a JSON schema or grammar")
 
 
 def _require(lease: Lease, capability: str, otherwise: str) -> None:

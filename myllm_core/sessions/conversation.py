@@ -2,27 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from myllm_core.errors import InvalidRequest, SessionConflict
 from myllm_core.session_store import NewMessage, SessionStore, Status, StoredMessage
-from myllm_core.types import Finish, Message
+from myllm_core.types import Event, Finish, Message, ReasoningDelta, TextDelta, ToolCallDelta, Usage
 
 _TRIES = 20  # another process may move the tip between our two calls
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A turn about to be taken: the whole conversation, what of it is new, and where it goes on."""
+    """A turn about to be taken: the whole conversation, what of it is new, and where it goes on.
+
+    ``key`` is what it is stored under. ``reply`` is there when it was taken before.
+    """
 
     messages: tuple[Message, ...]
     new: tuple[Message, ...]
     parent: int | None
+    key: str = ""
+    reply: StoredMessage | None = None
 
 
-def plan_turn(path: Sequence[StoredMessage], messages: Sequence[Message]) -> Turn:
+def resume_turn(store: SessionStore, session_id: str, messages: Sequence[Message], key: str) -> Turn | None:
+    """The turn that was taken with this key before: with its reply or, when that was interrupted, without it.
+
+    A reply that is taken again is stored beside the interrupted one, under a key of its own. None when there was no
+    such turn. Raises ``InvalidRequest`` when it was about something else.
+    """
+    done = store.turn(session_id, key)
+    if not done:
+        return None
+    asked = [stored.message for stored in done[:-1]]
+    if asked and not _same(asked, messages[-len(asked) :]):
+        raise InvalidRequest("this idempotency key was used for another message; use a new one for each")
+    path: list[StoredMessage] = []
+    attempt = key
+    for number in count(1):
+        if not done or done[-1].status == "complete":
+            break
+        path = store.path(session_id, done[-1].parent_id)
+        attempt = f"{key} {number}"
+        done = store.turn(session_id, attempt)
+    parent = path[-1].id if path else None
+    return Turn(tuple(stored.message for stored in path), (), parent, attempt, done[-1] if done else None)
+
+
+def repeat_reply(stored: StoredMessage) -> Iterator[Event]:
+    """The events of a reply that was stored."""
+    message, meta = stored.message, stored.meta
+    if message.reasoning:
+        yield ReasoningDelta(message.reasoning)
+    if message.content:
+        yield TextDelta(message.content)
+    for index, call in enumerate(message.tool_calls):
+        yield ToolCallDelta(index, call.id, call.name, call.arguments)
+    usage = Usage(meta.get("prompt_tokens", 0), meta.get("completion_tokens", 0))
+    reason = meta.get("finish_reason", "stop")
+    yield Finish(reason, usage, seed=meta.get("seed"), engine=meta.get("engine"))
+
+
+def plan_turn(path: Sequence[StoredMessage], messages: Sequence[Message], key: str) -> Turn:
     """Put a request's messages behind a stored conversation.
 
     Messages that begin with the whole stored conversation (clients that resend everything) bring only the rest; so do
@@ -40,7 +84,7 @@ def plan_turn(path: Sequence[StoredMessage], messages: Sequence[Message]) -> Tur
     whole = (*stored, *new)
     if not whole or whole[-1].role in ("assistant", "system"):
         raise InvalidRequest("there is nothing to answer; the last message must come from the user (or a tool)")
-    return Turn(whole, tuple(new), path[-1].id if path else None)
+    return Turn(whole, tuple(new), path[-1].id if path else None, key)
 
 
 def _check_text(text: str) -> None:
@@ -57,9 +101,9 @@ def _same(one: Sequence[Message], other: Sequence[Message]) -> bool:
 
 
 def keep_turn(
-    store: SessionStore, session_id: str, turn: Turn, reply: Message, finish: Finish, key: str, model: str
+    store: SessionStore, session_id: str, turn: Turn, reply: Message, finish: Finish, model: str
 ) -> list[StoredMessage]:
-    """Append a turn with its reply, complete or not, durably and once per ``key``.
+    """Append a turn with its reply, complete or not, durably and once per key. The session is made with its first turn.
 
     When somebody else moved the session on meanwhile, the turn becomes a branch beside theirs, and the tip; nothing is
     lost.
@@ -77,9 +121,11 @@ def keep_turn(
     if finish.context is not None and finish.context.dropped:
         meta["dropped"] = list(finish.context.dropped)
     messages = [*(NewMessage(message) for message in turn.new), NewMessage(reply, status, meta)]
+    if turn.parent is None:
+        store.create(session_id, model=model)
     for _ in range(_TRIES):
         try:
-            return store.append(session_id, messages, parent=turn.parent, key=key)
+            return store.append(session_id, messages, parent=turn.parent, key=turn.key)
         except SessionConflict:
             store.set_tip(session_id, turn.parent)
-    return store.append(session_id, messages, parent=turn.parent, key=key)
+    return store.append(session_id, messages, parent=turn.parent, key=turn.key)

@@ -93,6 +93,11 @@ class SQLiteStore(SessionStore):
             _save(db, found, replace(session, title=title, tip=parent, message_count=count, updated_at=time))
             return _turn(db, number, key)
 
+    def turn(self, session_id: str, key: str) -> list[StoredMessage]:
+        """What ``append`` wrote with this key, in order; nothing when it never did."""
+        with self._database.reading() as db:
+            return _turn(db, _find(db, session_id).number, key)
+
     def path(self, session_id: str, tip: int | None = None) -> list[StoredMessage]:
         """The messages from the root to ``tip`` (None: the current tip), in order."""
         with self._database.reading() as db:

@@ -59,6 +59,7 @@ class FaultyEngine(Engine):
             case "endless":
                 while True: yield TextDelta("more ")
             case "child": time.sleep(60)
+            case "waits": time.sleep(0.5)
             case "slow-close":
                 try:
                     while True: time.sleep(0.01); yield TextDelta("x")

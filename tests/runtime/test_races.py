@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from myllm_core import Finish, Options, TextDelta
-from myllm_core.errors import DeadlineExceeded, MyllmError, OutOfMemory, UnsupportedError, WorkerDied
+from myllm_core.errors import DeadlineExceeded, InvalidRequest, MyllmError, OutOfMemory, UnsupportedError, WorkerDied
 
 
 async def collect(events):
@@ -38,6 +38,12 @@ async def until(condition):
             return
         await asyncio.sleep(0.01)
     raise AssertionError("it didn't come true in time")
+
+
+async def until_text(events):
+    async for event in events:
+        if isinstance(event, TextDelta):
+            return
 
 
 async def none_left(seconds=5.0):
@@ -285,3 +291,82 @@ def test_many_embeddings_hold_up_neither_text_nor_pings(settings, run, faulty):
         assert time.monotonic() - began < 1, "embeddings that nobody waits for are still made"
 
     run(settings(hang_timeout=1.0), test)
+
+
+def test_whoever_only_waited_when_the_worker_died_is_answered_by_the_next(settings, run, faulty):
+    faulty("waits")
+
+    async def test(runtime):
+        running = runtime.chat("faulty", "first")
+        await until_text(running)
+        waiting = [asyncio.create_task(collect(runtime.chat("faulty", f"w{n}"))) for n in range(5)]
+        await until(lambda: runtime.loaded()[0].queued == 5)
+        os.kill(runtime.loaded()[0].pid, signal.SIGKILL)
+        rest = [event async for event in running]
+        assert isinstance(rest[-1].error, WorkerDied)
+        ends = [finish.error for _, finish in await asyncio.gather(*waiting)]
+        assert sum(error is None for error in ends) >= 4  # one was with the worker already, to be prepared
+
+    run(settings(), test)
+
+
+def test_a_worker_that_answered_is_started_again_at_once_however_often_it_dies(settings, run):
+    async def test(runtime):
+        for number in range(5):
+            assert (await collect(runtime.chat("echo", f"t{number}")))[0] == f"t{number}"
+            os.kill(runtime.loaded()[0].pid, signal.SIGKILL)
+            await until(lambda: not runtime.loaded())
+
+    run(settings(), test)
+
+
+def test_a_retry_gets_the_reply_that_was_stored(settings, run):
+    async def test(runtime):
+        async def ask(text, key, **more):
+            return await collect(runtime.chat("echo", text, session_id="s", turn_key=key, **more))
+
+        await ask("one", "k1")
+        await ask("two", "k2")
+        await runtime.unload("echo")
+        text, finish = await ask("one", "k1")
+        assert (text, finish.reason, finish.usage.completion_tokens, finish.engine) == ("one", "stop", 1, "echo")
+        assert runtime.loaded() == [], "nothing is generated for it"
+        with pytest.raises(InvalidRequest, match="another message"):
+            await ask("three", "k1")
+        path = await runtime.sessions(lambda store: store.path("s"))
+        assert [stored.message.content for stored in path] == ["one", "one", "two", "two"]
+
+    run(settings(), test)
+
+
+def test_a_retry_of_an_interrupted_turn_gets_a_whole_reply_to_the_same_message(settings, run):
+    async def test(runtime):
+        words = " ".join(f"w{n}" for n in range(12))
+        slow = {"delay_ms": 20}
+
+        def ask():
+            return runtime.chat("echo", words, session_id="s", turn_key="k", load_options=slow)
+
+        for _ in range(2):
+            events = ask()
+            await until_text(events)
+            await events.aclose()
+        for _ in range(2):
+            assert (await collect(ask()))[0] == words
+        path = await runtime.sessions(lambda store: store.path("s"))
+        assert [(stored.message.role, stored.status) for stored in path] == [
+            ("user", "complete"),
+            ("assistant", "complete"),
+        ]
+        assert await runtime.sessions(lambda store: store.get("s").message_count) == 4  # two replies were interrupted
+
+    run(settings(), test)
+
+
+def test_a_refused_request_leaves_no_empty_session(settings, run):
+    async def test(runtime):
+        with pytest.raises(UnsupportedError):
+            await collect(runtime.chat("echo", "x", session_id="s", options=Options(top_k=1)))
+        assert await runtime.sessions(lambda store: store.list_sessions()) == []
+
+    run(settings(), test)

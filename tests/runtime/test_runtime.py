@@ -366,7 +366,7 @@ def test_a_failed_turn_without_text_is_not_stored(settings, run):
     async def test(runtime):
         with pytest.raises(UnsupportedError):
             await collect(runtime.chat("echo", "x", session_id="s", options=Options(top_k=1)))
-        assert await runtime.sessions(lambda store: store.path("s")) == []
+        assert await runtime.sessions(lambda store: store.list_sessions()) == []
 
     run(settings(), test)
 

@@ -69,6 +69,7 @@ EXPECTED = {
         "a_retry_after_an_import_writes_nothing",
         "a_retry_after_the_tip_moved_still_returns_the_turn",
         "a_retry_with_the_same_key_writes_nothing",
+        "a_turn_is_found_by_its_key",
         "the_list_has_the_last_changed_first",
         "the_same_turn_sent_by_many_threads_is_written_once",
     },

@@ -111,6 +111,7 @@ class SessionStoreContract(TurnTests, TreeTests, SearchTests, DocumentTests, Thr
         [
             lambda store: store.get("none"),
             lambda store: store.append("none", [said("q")], parent=None, key="k"),
+            lambda store: store.turn("none", "k"),
             lambda store: store.path("none"),
             lambda store: store.path("none", 1),
             lambda store: store.set_tip("none", None),
@@ -118,7 +119,7 @@ class SessionStoreContract(TurnTests, TreeTests, SearchTests, DocumentTests, Thr
             lambda store: store.delete("none"),
             lambda store: store.export("none"),
         ],
-        ids=["get", "append", "path", "path-tip", "set_tip", "update", "delete", "export"],
+        ids=["get", "append", "turn", "path", "path-tip", "set_tip", "update", "delete", "export"],
     )
     def test_an_unknown_session_is_not_found(self, store: SessionStore, call: Callable[[SessionStore], Any]) -> None:
         store.create("other")

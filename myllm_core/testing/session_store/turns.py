@@ -58,6 +58,17 @@ class TurnTests:
         assert store.get("s") == session
         assert store.path("s") == first
 
+    def test_a_turn_is_found_by_its_key(self, store: SessionStore) -> None:
+        store.create("s")
+        store.create("t")
+        first = store.append("s", turn("q1", "a1"), parent=None, key="1")
+        second = store.append("s", turn("q2", "a2"), parent=first[-1].id, key="2")
+        store.append("t", turn("q", "a"), parent=None, key="1")
+        store.set_tip("s", None)
+        assert store.turn("s", "1") == first
+        assert store.turn("s", "2") == second
+        assert store.turn("s", "3") == store.turn("t", "2") == []
+
     def test_a_late_retry_returns_what_the_first_call_wrote(self, store: SessionStore) -> None:
         store.create("s")
         first = store.append("s", turn("q1", "a1"), parent=None, key="1")

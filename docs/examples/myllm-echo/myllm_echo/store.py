@@ -44,7 +44,7 @@ class MemoryStore(SessionStore):
             raise InvalidRequest("append needs messages and a key")
         with self.lock:
             session = self.get(session_id)
-            done = [stored for used, stored in self.messages[session_id] if used == key]
+            done = self.turn(session_id, key)
             if done:
                 return done
             if parent != session.tip:
@@ -65,6 +65,11 @@ class MemoryStore(SessionStore):
                 )
             )
             return turn
+
+    def turn(self, session_id, key):
+        with self.lock:
+            self.get(session_id)
+            return [stored for used, stored in self.messages[session_id] if used == key]
 
     def path(self, session_id, tip=None):
         with self.lock:
