@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from myllm_core.errors import IntegrityError, InvalidReference, MyllmError, Overloaded, StorageError
 from myllm_core.models.disk import storage_errors
 from myllm_core.models.manifest import BLOCKS_SUFFIX, MANIFEST, REVISION, Manifest, read_manifest
-from myllm_core.models.reference import folder_name, name_of_folder
+from myllm_core.models.reference import name_of_folder
 
 if TYPE_CHECKING:
     from myllm_core.models.store import ModelStore
@@ -98,7 +98,7 @@ def find_leftovers(store: ModelStore) -> list[Leftover]:
 def is_held(store: ModelStore, name: str) -> bool:
     """Whether a process works on this model right now. Makes no lock file where there is none."""
     try:
-        if not _lock_file(store, name).exists():
+        if not store.lock_file(name).exists():
             return False
         with store.lock(name, timeout=0):
             return False
@@ -115,7 +115,7 @@ def delete_leftover(store: ModelStore, each: Leftover) -> None:
     """
     with store.lock(each.model, timeout=0), storage_errors(f"delete {each.path}"):
         if each.kind == "lock":
-            each.path.unlink()  # whoever waits for it sees that, and makes a new one
+            each.path.unlink()
             return
         folder = dict(store.folders()).get(each.model)
         named = _named_anywhere(store)
@@ -125,7 +125,7 @@ def delete_leftover(store: ModelStore, each: Leftover) -> None:
         with suppress(OSError):
             for parent in each.path.parents:
                 if parent == store.models_dir:
-                    _lock_file(store, each.model).unlink()
+                    store.lock_file(each.model).unlink()
                     return
                 parent.rmdir()  # only when it is empty
 
@@ -141,10 +141,6 @@ def _delete(path: Path) -> None:
 
 def _is_settled(each: Leftover) -> bool:
     return each.age >= _PERHAPS_BUSY or each.kind == "file"
-
-
-def _lock_file(store: ModelStore, name: str) -> Path:
-    return store.locks_dir / f"{folder_name(name)}.lock"
 
 
 def _locks(store: ModelStore) -> Iterator[Leftover]:

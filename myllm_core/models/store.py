@@ -39,8 +39,12 @@ class ModelStore:
 
     @property
     def locks_dir(self) -> Path:
-        """Where the lock files lie, one a model; it may not exist yet."""
+        """Where the lock files lie, one for each model; it may not exist yet."""
         return self.models_dir / ".locks"
+
+    def lock_file(self, name: str) -> Path:
+        """What ``lock`` locks. Raises ``InvalidReference``."""
+        return self.locks_dir / f"{folder_name(name)}.lock"
 
     def list_models(self) -> list[Model]:
         """All whole models, by name. Damaged and foreign folders are left out; ``broken`` names them."""
@@ -95,6 +99,8 @@ class ModelStore:
                 model = Model(Manifest(name=installed, format="", files=()), folder)
             with storage_errors(f"remove {installed}"):
                 _delete_model(folder)
+            with suppress(OSError):
+                self.lock_file(installed).unlink()  # whoever waits for it sees that, and makes a new one
         return model
 
     @contextmanager
@@ -106,7 +112,7 @@ class ModelStore:
         """
         from filelock import FileLock, Timeout  # 50 ms, which `list` and `show` don't need
 
-        path = self.locks_dir / f"{folder_name(name)}.lock"
+        path = self.lock_file(name)
         lock = FileLock(path)
         with storage_errors(f"use the models directory {self.models_dir}"):
             path.parent.mkdir(parents=True, exist_ok=True)
