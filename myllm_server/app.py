@@ -68,6 +68,8 @@ def create_app(
         description=_DESCRIPTION,
         lifespan=lifespan,
         swagger_ui_parameters={"tryItOutEnabled": True, "defaultModelsExpandDepth": -1},
+        # FastAPI's own has what clients sent in it; ours (see tracing) doesn't
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.runtime = runtime
     app.state.settings = settings
