@@ -29,8 +29,6 @@ _SHORT_CALLS = (
     "llama_memory_seq_pos_max",
     "llama_memory_seq_pos_min",
     "llama_memory_seq_rm",
-    "llama_sampler_accept",
-    "llama_sampler_sample",
     "llama_token_to_piece",
     "llama_vocab_get_attr",
     "llama_vocab_get_text",

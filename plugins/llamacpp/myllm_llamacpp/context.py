@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from myllm_core.errors import EngineError
 from myllm_llamacpp.bindings import library, logger
 from myllm_llamacpp.hardware import free_cores
 from myllm_llamacpp.model import Model, explain
@@ -140,14 +141,15 @@ class Context:
         return code
 
     def logits(self, row: int) -> Floats:
-        """The logits of a batch row that had an output: a view, valid until the next decode."""
+        """The logits of a batch row that had an output: a view, valid until the next decode.
+
+        Raises ``EngineError`` when there are none.
+        """
         address = self._lib.short.llama_get_logits_ith(self.handle, row)
+        if not address:
+            raise EngineError("llama.cpp made no logits for this token; try again")
         memory: Any = self._row_type.from_address(address)
         return np.frombuffer(memory, np.float32)
-
-    def sample(self, chain: int, row: int) -> int:
-        """Let a sampler chain choose the token after a batch row; the chain takes note of it."""
-        return int(self._lib.short.llama_sampler_sample(chain, self.handle, row))
 
     def embeddings(self) -> Floats:
         """The embeddings of all rows of the batch, shape (rows, width): a view, valid until the next decode."""

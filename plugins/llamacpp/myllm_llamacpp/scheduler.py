@@ -97,7 +97,7 @@ class Scheduler:
             self._failed.append(TokenOut(request.id, -1, error=error))
             return
         history = History(as_tokens(request.tokens))
-        sampler = Sampler(request.sampling, self.context.vocab_size, self.context_size, request.tokens)
+        sampler = Sampler(request.sampling, self.context_size, request.tokens)
         run = self._runs[request.id] = Run(request, history, sampler)
         self._waiting.append(run)
 
@@ -125,7 +125,6 @@ class Scheduler:
         run = self._runs.pop(sequence_id, None)
         if run is None:
             return
-        run.sampler.close()
         if run.slot is None:
             self._waiting.remove(run)
             return
@@ -239,13 +238,14 @@ class Scheduler:
 
     def _write(self, run: Run, row: int) -> TokenOut | None:
         try:
-            token = run.sampler.choose(self.context, row, run.request.allowed)
+            logits = self.context.logits(row)
+            token = run.sampler.choose(logits, run.request.allowed)
         except EngineError as error:
             self._fail(run, error)
             return None
         out = TokenOut(run.request.id, token, run.cached_tokens)
         if run.request.logprobs is not None:
-            out.logprob, out.top = log_probabilities(self.context.logits(row), token, run.request.logprobs)
+            out.logprob, out.top = log_probabilities(logits, token, run.request.logprobs)
         run.history.append(token)
         run.written += 1
         self.stats.generated_tokens += 1
