@@ -4,6 +4,7 @@
 # make lint       check style, types and layers
 # make format     mend style
 # make bench      measure speed on this machine
+# make soak       200 clients for 10 minutes, and a worker that is killed every 30 s; ARGS="--minutes 1" changes that
 # make clean      delete what was built and cached, but not .venv
 
 PYTHON ?= python3
@@ -23,7 +24,7 @@ override PROMPT :=
 endif
 export PROMPT PYTHON VENV LLAMA_WHEELS
 
-.PHONY: all chat test lint format bench clean
+.PHONY: all chat test lint format bench soak clean
 .DELETE_ON_ERROR:
 
 all: $(STAMP)
@@ -50,7 +51,10 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+soak: $(STAMP)
+	$(BIN)/python benchmarks/soak.py --models-dir .cache/soak $(ARGS)
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
