@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -128,46 +129,45 @@ def alike(one: Reply, other: Reply) -> bool:
 class Pipe:
     """Runs requests on a TokenEngine side by side, as a worker does, and never waits without end."""
 
+    _ids = count(1)  # a worker never uses an id again
+
     def __init__(self, engine: TokenEngine, patience: float) -> None:
-        self._engine = engine
         self._patience = patience
-        self.pipeline = Pipeline(engine)
-        self.preparer = Preparer(engine.facts, engine.tokenize, lambda: all_pieces(engine))
-        self.replies: list[Reply] = []
+        self._pipeline = Pipeline(engine)
+        self._preparer = Preparer(engine.facts, engine.tokenize, lambda: all_pieces(engine))
+        self._replies: dict[int, Reply] = {}
 
     def start(self, request: Request) -> int:
         """Put a request in line; its number."""
-        self.pipeline.start(len(self.replies), request, self.preparer.prepare(request))
-        self.replies.append(Reply())
-        return len(self.replies) - 1
+        number = next(self._ids)
+        self._pipeline.start(number, request, self._preparer.prepare(request))
+        self._replies[number] = Reply()
+        return number
 
-    def step(self) -> None:
-        """One step for all."""
-        for number, event in self.pipeline.step():
-            self.replies[number].events.append(event)
+    def _step(self) -> None:
+        for number, event in self._pipeline.step():
+            self._replies[number].events.append(event)
 
-    def step_until_text(self, number: int) -> None:
-        """Go on until a request has said something or ended."""
-        deadline = time.monotonic() + self._patience
-        while not self.replies[number].events:
+    def cancel_midway(self, number: int) -> Reply:
+        """Stop a request when it has said something, or has ended; what came of it."""
+        reply, deadline = self._replies[number], time.monotonic() + self._patience
+        while not reply.events:
             assert time.monotonic() < deadline, f"not one token in {self._patience:g} s"
-            self.step()
-
-    def cancel(self, number: int) -> None:
-        """Stop a request."""
-        self.replies[number].events += self.pipeline.cancel(number)
+            self._step()
+        reply.events += self._pipeline.cancel(number)
+        return reply
 
     def finish(self) -> list[Reply]:
         """Go on until all have ended."""
         deadline = time.monotonic() + self._patience
         try:
-            while self.pipeline.busy:
+            while self._pipeline.busy:
                 assert time.monotonic() < deadline, f"the replies didn't end in {self._patience:g} s"
-                self.step()
+                self._step()
         finally:
-            for number in range(len(self.replies)):
-                self.pipeline.cancel(number)
-        return self.replies
+            for number in self._replies:
+                self._pipeline.cancel(number)
+        return list(self._replies.values())
 
 
 def ask(engine: Engine, request: Request, patience: float) -> Reply:
@@ -199,10 +199,8 @@ def cancel_midway(engine: Engine, request: ChatRequest, patience: float) -> None
     """Begin a reply and go away after its first words."""
     if isinstance(engine, TokenEngine):
         pipe = Pipe(engine, patience)
-        pipe.start(request)
-        pipe.step_until_text(0)
-        pipe.cancel(0)
-        assert pipe.replies[0].finish.reason in ("cancelled", "stop", "length")
+        reply = pipe.cancel_midway(pipe.start(request))
+        assert reply.finish.reason in ("cancelled", "stop", "length")
         return
     events: Any = engine.chat(request)
     next(events, None)
@@ -215,6 +213,7 @@ class Loaded:
 
     engine: Engine
     progress: list[float]
+    failures: int
 
 
 class EngineFixtures:
@@ -236,14 +235,19 @@ class EngineFixtures:
                 thing.engine.close()
 
     @pytest.fixture
-    def loaded(self, case: EngineCase, kept: list[Any]) -> Loaded:
-        """The engine, loaded once for all tests of the class."""
+    def loaded(self, case: EngineCase, kept: list[Any], request: pytest.FixtureRequest) -> Loaded:
+        """The engine, loaded once for all tests of the class, and again after one that failed."""
+        failures = request.session.testsfailed
         found = next((thing for thing in kept if isinstance(thing, Loaded)), None)
-        if found is None:
-            told: list[float] = []
-            found = Loaded(case.engine.load(case.model, case.options(), told.append), told)
-            kept.append(found)
-        return found
+        if found is not None and found.failures == failures:
+            return found
+        if found is not None:
+            kept.remove(found)
+            found.engine.close()
+        told: list[float] = []
+        loaded = Loaded(case.engine.load(case.model, case.options(), told.append), told, failures)
+        kept.append(loaded)
+        return loaded
 
     @pytest.fixture
     def engine(self, loaded: Loaded) -> Engine:

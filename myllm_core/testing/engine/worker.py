@@ -113,6 +113,7 @@ class WorkerTests(EngineFixtures):
             process = psutil.Process((await work.load()).pid)
             process.kill()
             await _until_gone([process])
+            await _until_noticed(work.runtime)
             assert (await work.load()).pid != process.pid
             assert (await work.chat()).ended_well()
 
@@ -179,6 +180,12 @@ class WorkerTests(EngineFixtures):
 
         plugin_of("engines", case.engine)
         asyncio.run(test())
+
+
+async def _until_noticed(runtime: Runtime) -> None:
+    deadline = time.monotonic() + _GONE
+    while runtime.loaded() and not await runtime.dead_models(1.0):
+        assert time.monotonic() < deadline, "the runtime doesn't notice that its worker died"
 
 
 def _family(pid: int | None) -> list[psutil.Process]:

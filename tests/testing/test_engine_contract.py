@@ -1,0 +1,135 @@
+"""The kit for engines: sound ones pass, and every check fails for an engine that breaks its rule."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from myllm_core.testing import EngineContract
+
+HERE = Path(__file__).parent
+SOUND = ("SoundTokens", "SoundMessages", "EmbedsOnly")
+PLUGIN = """
+from myllm_core import hookimpl
+
+@hookimpl
+def myllm_engines():
+    from faulty_engines import ENGINES
+    from sound_engines import EmbedsOnly
+    return [EmbedsOnly, *ENGINES]
+"""
+HEAVY_PLUGIN = """
+import ray
+from myllm_core import hookimpl
+from sound_engines import SoundTokens
+
+class ImportsAtOnce(SoundTokens):
+    name = "imports-at-once"
+
+@hookimpl
+def myllm_engines():
+    return [ImportsAtOnce]
+"""
+TESTS = """
+import faulty_engines, heavy_plugin, pytest
+from sound_engines import EmbedsOnly, SoundMessages, SoundTokens
+from myllm_core.options import parse_options
+from myllm_core.testing import EngineCase, EngineContract, model_of
+from myllm_core.testing.engine import worker
+
+worker._GONE = 2.0  # those who stay, stay
+
+class Base(EngineContract):
+    engine_class = None
+
+    @pytest.fixture
+    def case(self, tmp_path):
+        file = tmp_path / "weights.sound"
+        file.write_text("sound\\n")
+        return EngineCase(self.engine_class, model_of(file, format="sound"), patience=5)
+
+class Lenient:
+    @pytest.fixture(autouse=True)
+    def _a_core_that_refuses_nothing(self, monkeypatch):
+        from myllm_core.runtime import runtime
+        from myllm_core.types import Sampling
+        monkeypatch.setattr(runtime, "sampling", lambda *args: Sampling())
+
+ALL = [SoundTokens, SoundMessages, EmbedsOnly, heavy_plugin.ImportsAtOnce, *faulty_engines.ENGINES[2:]]
+for cls in ALL:
+    bases = (Lenient, Base) if cls.__name__ == "TakesEverything" else (Base,)
+    globals()["Test" + cls.__name__] = type("Test" + cls.__name__, bases, {"engine_class": cls, "__test__": True})
+del cls, Base
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the plugins installed, and the tests of their engines."""
+    site = tmp_path_factory.mktemp("site")
+    files = {
+        "faulty_plugin.py": PLUGIN,
+        "heavy_plugin.py": HEAVY_PLUGIN,
+        "ray/__init__.py": "",
+        "test_engines.py": TESTS,
+        "myllm_faulty-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: myllm-faulty\nVersion: 1.0\n",
+        "myllm_faulty-1.0.dist-info/entry_points.txt": "[myllm]\nfaulty = faulty_plugin\nheavy = heavy_plugin\n",
+    }
+    for name, text in files.items():
+        (site / name).parent.mkdir(exist_ok=True)
+        (site / name).write_text(text)
+    return site
+
+
+def run(site: Path, *arguments: str) -> dict[tuple[str, str], tuple[str, str]]:
+    """Outcome and message of each test, by its class and name without parameters; the worst one counts."""
+    report = site / "report.xml"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), str(HERE)]), "PYTEST_ADDOPTS": ""}
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    done = subprocess.run(
+        [*command, *arguments], cwd=site, env=environment, capture_output=True, text=True, timeout=110
+    )
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    found: dict[tuple[str, str], tuple[str, str]] = {}
+    for case in ET.parse(report).iter("testcase"):
+        key = (case.get("classname", "").rpartition(".Test")[2], case.get("name", "").partition("[")[0])
+        result = case.find("failure") if case.find("failure") is not None else next(iter(case), None)
+        outcome = "passed" if result is None or result.tag.startswith("system") else result.tag
+        message = "" if result is None else f"{result.get('message')}\n{result.text}"
+        if found.get(key, ("passed",))[0] in ("passed", "skipped"):
+            found[key] = (outcome, message)
+    return found
+
+
+def test_sound_engines_pass(site: Path) -> None:
+    """In workers too: the echo engine and llama.cpp's show that, by the same class."""
+    sound = [f"test_engines.py::Test{name}" for name in SOUND]
+    results = run(site, *sound, "-k", "not worker")
+    assert {key: value for key, value in results.items() if value[0] not in ("passed", "skipped")} == {}
+    ran = {test for (_, test), (outcome, _) in results.items() if outcome == "passed"}
+    assert {test for test in contract() - ran if "worker" not in test} == set()
+
+
+def contract() -> set[str]:
+    return {name for name in dir(EngineContract) if name.startswith("test_")}
+
+
+def test_every_check_fails_for_an_engine_that_breaks_its_rule(site: Path) -> None:
+    sys.path[:0] = [str(HERE), str(site)]
+    try:
+        from faulty_engines import FAULTS
+    finally:
+        del sys.path[:2]
+    expected = {(owner, test): words for owner, tests in FAULTS.items() for test, words in tests.items()}
+    expected["ImportsAtOnce", "test_importing_the_plugin_is_light"] = "importing the plugin imports ray"
+    assert {test for _, test in expected} == contract(), "each check needs an engine that breaks its rule"
+    results = run(site, *(f"test_engines.py::Test{owner}::{test}" for owner, test in expected))
+    passed = {key for key in expected if results[key][0] != "failure"}
+    assert passed == set(), [results[key] for key in passed]
+    wrong = {key: results[key][1] for key, words in expected.items() if words not in results[key][1]}
+    assert wrong == {}
