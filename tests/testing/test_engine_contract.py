@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
 from myllm_core.testing import EngineContract
+from support.kit import run_kit, write_site
 
 HERE = Path(__file__).parent
 SOUND = ("SoundTokens", "SoundMessages", "EmbedsOnly")
@@ -71,45 +69,14 @@ del cls, Base
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the plugins installed, and the tests of their engines."""
-    site = tmp_path_factory.mktemp("site")
-    files = {
-        "faulty_plugin.py": PLUGIN,
-        "heavy_plugin.py": HEAVY_PLUGIN,
-        "ray/__init__.py": "",
-        "test_engines.py": TESTS,
-        "myllm_faulty-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: myllm-faulty\nVersion: 1.0\n",
-        "myllm_faulty-1.0.dist-info/entry_points.txt": "[myllm]\nfaulty = faulty_plugin\nheavy = heavy_plugin\n",
-    }
-    for name, text in files.items():
-        (site / name).parent.mkdir(exist_ok=True)
-        (site / name).write_text(text)
-    return site
-
-
-def run(site: Path, *arguments: str) -> dict[tuple[str, str], tuple[str, str]]:
-    """Outcome and message of each test, by its class and name without parameters; the worst one counts."""
-    report = site / "report.xml"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), str(HERE)]), "PYTEST_ADDOPTS": ""}
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    done = subprocess.run(
-        [*command, *arguments], cwd=site, env=environment, capture_output=True, text=True, timeout=110
-    )
-    assert done.returncode in (0, 1), done.stdout + done.stderr
-    found: dict[tuple[str, str], tuple[str, str]] = {}
-    for case in ET.parse(report).iter("testcase"):
-        key = (case.get("classname", "").rpartition(".Test")[2], case.get("name", "").partition("[")[0])
-        result = case.find("failure") if case.find("failure") is not None else next(iter(case), None)
-        outcome = "passed" if result is None or result.tag.startswith("system") else result.tag
-        message = "" if result is None else f"{result.get('message')}\n{result.text}"
-        if found.get(key, ("passed",))[0] in ("passed", "skipped"):
-            found[key] = (outcome, message)
-    return found
+    plugins = {"faulty_plugin": PLUGIN, "heavy_plugin": HEAVY_PLUGIN}
+    return write_site(tmp_path_factory.mktemp("site"), plugins, ray="", test_engines=TESTS)
 
 
 def test_sound_engines_pass(site: Path) -> None:
     """In workers too: the echo engine and llama.cpp's show that, by the same class."""
     sound = [f"test_engines.py::Test{name}" for name in SOUND]
-    results = run(site, *sound, "-k", "not worker")
+    results = run_kit(site, *sound, "-k", "not worker")
     assert {key: value for key, value in results.items() if value[0] not in ("passed", "skipped")} == {}
     ran = {test for (_, test), (outcome, _) in results.items() if outcome == "passed"}
     assert {test for test in contract() - ran if "worker" not in test} == set()
@@ -128,7 +95,7 @@ def test_every_check_fails_for_an_engine_that_breaks_its_rule(site: Path) -> Non
     expected = {(owner, test): words for owner, tests in FAULTS.items() for test, words in tests.items()}
     expected["ImportsAtOnce", "test_importing_the_plugin_is_light"] = "importing the plugin imports ray"
     assert {test for _, test in expected} == contract(), "each check needs an engine that breaks its rule"
-    results = run(site, *(f"test_engines.py::Test{owner}::{test}" for owner, test in expected))
+    results = run_kit(site, *(f"test_engines.py::Test{owner}::{test}" for owner, test in expected))
     passed = {key for key in expected if results[key][0] != "failure"}
     assert passed == set(), [results[key] for key in passed]
     wrong = {key: results[key][1] for key, words in expected.items() if words not in results[key][1]}

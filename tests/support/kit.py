@@ -1,0 +1,43 @@
+"""Running a kit in a pytest of its own, on plugins that are installed for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+TESTING = Path(__file__).parents[1] / "testing"
+
+
+def write_site(site: Path, plugins: dict[str, str], **files: str) -> Path:
+    """A folder that modules (by name) are installed in as plugins; ``files`` are modules that aren't any."""
+    info = site / "myllm_faulty-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: myllm-faulty\nVersion: 1.0\n")
+    points = "".join(f"{name} = {name}\n" for name in plugins)
+    (info / "entry_points.txt").write_text(f"[myllm]\n{points}")
+    for name, text in (plugins | files).items():
+        (site / f"{name}.py").write_text(text)
+    return site
+
+
+def run_kit(site: Path, *arguments: str) -> dict[tuple[str, str], tuple[str, str]]:
+    """Outcome and message of each test, by its class and name without parameters; the worst one counts."""
+    report = site / "report.xml"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), str(TESTING)]), "PYTEST_ADDOPTS": ""}
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    done = subprocess.run(
+        [*command, *arguments], cwd=site, env=environment, capture_output=True, text=True, timeout=110
+    )
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    found: dict[tuple[str, str], tuple[str, str]] = {}
+    for case in ET.parse(report).iter("testcase"):
+        key = (case.get("classname", "").rpartition(".Test")[2], case.get("name", "").partition("[")[0])
+        result = case.find("failure") if case.find("failure") is not None else next(iter(case), None)
+        outcome = "passed" if result is None or result.tag.startswith("system") else result.tag
+        message = "" if result is None else f"{result.get('message')}\n{result.text}"
+        if found.get(key, ("passed",))[0] in ("passed", "skipped"):
+            found[key] = (outcome, message)
+    return found
