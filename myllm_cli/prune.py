@@ -27,7 +27,7 @@ def prune(
     ] = "0",
     json: JsonOption = False,
 ) -> None:
-    """Delete unfinished downloads, and files that no model needs. Asks first on a terminal; off one, --yes is needed."""
+    """Delete unfinished downloads, and files that no model needs. Asks first on a terminal; elsewhere say --yes."""
     from myllm_core.transfer.prune import find
     from myllm_core.transfer.prune import prune as prune_
 
