@@ -71,10 +71,10 @@ def _plugin_command(name: str, points: list[EntryPoint]) -> Any:
 class LazyCommands(MutableMapping[str, Any]):
     """Commands by name, imported by ``[]``: the built-in ones first, a plugin never replaces one of them."""
 
-    def __init__(self, table: dict[str, tuple[str, str]]) -> None:
+    def __init__(self, table: dict[str, tuple[str, str]], plugins_may_add: bool = True) -> None:
         self.table = table
         self._loaded: dict[str, Any] = {}
-        self._points: dict[str, list[EntryPoint]] | None = None
+        self._points: dict[str, list[EntryPoint]] | None = None if plugins_may_add else {}
 
     @property
     def points(self) -> dict[str, list[EntryPoint]]:
@@ -111,10 +111,11 @@ class LazyGroup(TyperGroup):
     """A command group whose commands are named in ``table``: name -> (``module:attribute``, help)."""
 
     table: ClassVar[dict[str, tuple[str, str]]] = {}
+    plugins_may_add: ClassVar[bool] = True
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self.lazy = LazyCommands(self.table)
+        self.lazy = LazyCommands(self.table, self.plugins_may_add)
         self.commands = self.lazy
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

@@ -38,7 +38,7 @@ class Commands(LazyGroup):
         "sessions": ("myllm_cli.sessions:app", "List, search, export and change stored conversations."),
         "verify": ("myllm_cli.verify:verify", "Check the files of models against their hashes, and repair them."),
         "prune": ("myllm_cli.prune:prune", "Delete unfinished downloads, and files that no model needs."),
-        "plugins": ("myllm_cli.plugins:plugins", "List the installed plugins and what they offer."),
+        "plugins": ("myllm_cli.plugins:app", "List the installed plugins and what they offer."),
         "doctor": ("myllm_cli.doctor:doctor", "Say what is wrong with this installation, and how to mend it."),
     }
 

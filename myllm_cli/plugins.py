@@ -1,12 +1,13 @@
-"""``plugins``: what is installed, what it offers, what is broken and why."""
+"""``plugins``: what is installed, what it offers, what is broken and why; and the author's commands."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 
 from myllm_cli.context import Cli
+from myllm_cli.lazy import STYLE, LazyGroup
 from myllm_cli.models import JsonOption
 from myllm_cli.tables import print_json, print_table
 from myllm_cli.terminal import clean_line
@@ -16,6 +17,21 @@ if TYPE_CHECKING:
     from myllm_core.plugins import Plugins
 
 _SHOWN_OFFERS = 6
+
+
+class PluginCommands(LazyGroup):
+    """What can be done with plugins beside listing them."""
+
+    table: ClassVar[dict[str, tuple[str, str]]] = {
+        "check": ("myllm_cli.plugin_check:check", "Test a plugin against the contracts of what it offers."),
+        "new": ("myllm_cli.plugin_new:new", "Write a new plugin: a package that works, with tests."),
+    }
+    plugins_may_add = False
+
+
+app = typer.Typer(
+    cls=PluginCommands, invoke_without_command=True, help="List the installed plugins and what they offer.", **STYLE
+)
 
 
 def quiet_plugins(cli: Cli) -> Plugins:
@@ -57,8 +73,11 @@ def _offers_text(offers: dict[str, list[str]]) -> str:
     return "; ".join(parts)
 
 
+@app.callback()
 def plugins(ctx: typer.Context, json: JsonOption = False) -> None:
     """List the installed plugins and what they offer; a broken one with the cause and the fix."""
+    if ctx.invoked_subcommand is not None:
+        return
     cli: Cli = ctx.obj
     found = quiet_plugins(cli)
     commands = _commands_by_owner(found)

@@ -123,9 +123,16 @@ class DownloaderContract:
         return case.downloader()
 
     @pytest.fixture
-    def resolution(self, case: DownloaderCase, downloader: Downloader) -> Resolution:
+    def reference(self, case: DownloaderCase) -> Reference:
+        """The good reference."""
+        if not case.good:
+            pytest.skip("no reference was given")
+        return case.parse(case.good)
+
+    @pytest.fixture
+    def resolution(self, downloader: Downloader, reference: Reference) -> Resolution:
         """What the good reference means."""
-        return downloader.resolve(case.parse(case.good))
+        return downloader.resolve(reference)
 
     @pytest.fixture
     def own_files(self, resolution: Resolution) -> list[RemoteFile]:
@@ -178,8 +185,10 @@ class DownloaderContract:
         again = downloader.resolve(pinned)
         assert (again.files, again.revision) == (resolution.files, resolution.revision)
 
-    def test_resolving_prints_nothing(self, case: DownloaderCase, capfd: pytest.CaptureFixture[str]) -> None:
-        case.downloader().resolve(case.parse(case.good))
+    def test_resolving_prints_nothing(
+        self, downloader: Downloader, reference: Reference, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        downloader.resolve(reference)
         assert capfd.readouterr().out == "", "standard output belongs to the answer; log, or print to standard error"
 
     def test_what_isnt_there_is_not_found(self, case: DownloaderCase, downloader: Downloader, tmp_path: Path) -> None:
@@ -216,13 +225,13 @@ class DownloaderContract:
         with pytest.raises(error):
             downloader.fetch(own_files[0], MemorySink(tmp_path / "room", 0, error))
 
-    def test_a_pull_installs_the_model(self, case: DownloaderCase, tmp_path: Path) -> None:
+    def test_a_pull_installs_the_model(self, case: DownloaderCase, reference: Reference, tmp_path: Path) -> None:
         if not case.installs:
             pytest.skip("the reference is no whole model")
         plugin_of("downloaders", case.downloader)
         store = ModelStore(tmp_path / "models")
         plugins = load_plugins(warn=lambda _: None)
-        model = pull(case.good, plugins=plugins, store=store, progress=_Quiet(), name="contract:latest")
+        model = pull(reference.text, plugins=plugins, store=store, progress=_Quiet(), name="contract:latest")
         manifest = read_manifest(model.folder / "manifest.json")
         assert [path.stat().st_size for path in model.paths] == [file.size for file in manifest.files]
         assert manifest.source and manifest.format

@@ -94,3 +94,15 @@ def test_the_installed_packages_fit_together(environment: Environment) -> None:
     assert "'myllm'" in installed and "'myllm-pypi'" in installed
     for unwanted in ("torch", "numpy", "pytest"):
         assert f"'{unwanted}'" not in installed
+
+
+def test_a_new_plugin_can_be_written_by_an_installed_myllm(environment: Environment) -> None:
+    environment.run("myllm", "plugins", "new", "mine", "--dir", str(environment.home / "mine"))
+    assert (environment.home / "mine" / "myllm_mine" / "engine.py").exists()
+
+
+def test_a_check_says_how_to_get_pytest(environment: Environment) -> None:
+    done = environment.run("myllm", "plugins", "check", "builtin", check=False)
+    assert done.returncode == 1
+    assert 'pip install "myllm[test]"' in done.stderr
+    assert len(done.stderr.splitlines()) == 1
