@@ -20,6 +20,10 @@ from myllm_llamacpp.threads import Threads
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
+# ggml_type of ggml.h; llama-cpp-python 0.3.36 doesn't name all of them
+_CACHE_TYPES = {
+    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30,
+}  # fmt: skip
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 
 
@@ -114,8 +118,7 @@ class Context:
         params.n_seq_max = size.sequences
         params.n_threads = params.n_threads_batch = self.threads.crowding.count
         params.flash_attn_type = _FLASH_ATTENTION[settings.flash_attn]
-        params.type_k = getattr(self._api, f"GGML_TYPE_{settings.type_k.upper()}")
-        params.type_v = getattr(self._api, f"GGML_TYPE_{settings.type_v.upper()}")
+        params.type_k, params.type_v = _CACHE_TYPES[settings.type_k], _CACHE_TYPES[settings.type_v]
         params.swa_full = settings.swa_full
         params.no_perf = True
         if size.embeddings:

@@ -114,6 +114,8 @@ def test_a_wrong_option_is_named(smollm2_gguf, options, message):
     "options",
     [
         {"type_k": "q8_0", "type_v": "q8_0"},
+        {"type_k": "bf16", "type_v": "bf16"},
+        {"type_k": "f32", "type_v": "iq4_nl"},
         {"flash_attn": "off", "kv_unified": False},
         {"use_mmap": False},
         {"n_batch": 2, "n_parallel": 1},

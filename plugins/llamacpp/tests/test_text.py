@@ -74,6 +74,16 @@ def test_eight_at_once_write_what_each_writes_alone(driver, load, same):
         same(one, alone, tolerance=0.5)
 
 
+def test_with_quantized_values_all_is_bit_for_bit_the_same_whatever_the_batch(load):
+    """llama.cpp has one attention kernel for them; for two caches of f16 it has three, chosen by the batch's shape."""
+    prompts = [*PROMPTS, "The quick brown fox jumps over the lazy dog and runs through the forest. " * 20]
+    among = load(type_v="q8_0", n_parallel=9).run(*prompts, tokens=8)
+    single = load(type_v="q8_0", n_parallel=1, n_batch=24)
+    for prompt, reply in zip(prompts, among, strict=True):
+        [alone] = single.run(prompt, tokens=8)
+        assert [(out.token, out.logprob) for out in reply.outs] == [(out.token, out.logprob) for out in alone.outs]
+
+
 @pytest.mark.parametrize(
     "sampling",
     [
