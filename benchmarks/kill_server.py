@@ -1,6 +1,6 @@
 """Kill the server with SIGKILL at random instants while sessions are written, and count what is stored.
 
-    python benchmarks/kill_server.py [--times N] [--clients N] [--seed N]
+    python benchmarks/kill_server.py [--times N] [--clients N] [--longest SECONDS] [--seed N]
 
 Clients send turns with an idempotency key, and send a turn again when they got no whole answer to it. Whatever they saw
 the end of must be stored once and whole, and nothing twice. Needs the echo plugin and no model; exits with 1 otherwise.
@@ -26,7 +26,6 @@ from soaking.server import ECHO, Server, gone, install
 from soaking.stored import check_sessions
 
 SESSIONS = 3
-LONGEST_LIFE = 2.5
 
 
 class Writer:
@@ -101,7 +100,7 @@ async def run(server: Server, arguments: argparse.Namespace) -> tuple[list[Write
     for _ in range(arguments.times):
         await asyncio.to_thread(server.start)
         port.up(server.port)
-        await asyncio.sleep(chance.random() * LONGEST_LIFE)
+        await asyncio.sleep(chance.random() * arguments.longest)
         workers += server.workers()
         port.down()
         await asyncio.to_thread(server.kill)
@@ -116,6 +115,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=200, help="how often the server is killed (200)")
     parser.add_argument("--clients", type=int, default=8, help="clients that write at the same time (8)")
+    parser.add_argument("--longest", type=float, default=2.5, help="most seconds that a server lives (2.5)")
     parser.add_argument("--seed", type=int, default=1, help="makes the instants repeatable (1)")
     arguments = parser.parse_args()
     began = time.monotonic()

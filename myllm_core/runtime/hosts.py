@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from myllm_core.chat.pipeline import Pipeline, Prepared, Preparer, all_pieces
 from myllm_core.engine import Engine, TokenEngine
-from myllm_core.errors import EngineError, MyllmError
+from myllm_core.errors import EngineError, MyllmError, OutOfMemory
 from myllm_core.runtime.wire import pack_embeddings, pack_event, unpack_request
 from myllm_core.types import (
     ChatRequest,
@@ -46,6 +46,8 @@ def as_error(error: BaseException, doing: str) -> MyllmError:
     """An error of the tree for whatever an engine raised."""
     if isinstance(error, MyllmError):
         return error
+    if isinstance(error, MemoryError):
+        return OutOfMemory(f"the engine ran out of memory while {doing}; use a smaller model, quantization or context")
     text = " ".join(f"{type(error).__name__}: {error}".split())[:2000]
     return EngineError(f"the engine failed while {doing}: {text}")
 

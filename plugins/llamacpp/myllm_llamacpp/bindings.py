@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -80,6 +81,8 @@ class Library:
     def __init__(self) -> None:
         from llama_cpp import llama_cpp
 
+        # Else a failed assertion starts a debugger, whose output hides the assertion and takes seconds.
+        os.environ.setdefault("GGML_NO_BACKTRACE", "1")
         self.api: Any = llama_cpp
         self.log = Log(llama_cpp)
         self.short: Any = ctypes.PyDLL(llama_cpp._lib._name)
