@@ -3,7 +3,7 @@
 # make test       run all tests; ARGS="-k name" goes to pytest
 # make lint       check style, types and layers
 # make format     mend style
-# make bench      measure speed on this machine
+# make bench      compare the speed with other programs', about 12 minutes; ARGS="--quick --force" for a first look
 # make soak       200 clients for 10 minutes, and a worker that is killed every 30 s; ARGS="--minutes 1" changes that
 # make clean      delete what was built and cached, but not .venv
 
@@ -11,6 +11,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_VENV := .venvs/bench
+BENCH_STAMP := $(BENCH_VENV)/.installed
 PROJECTS := . $(patsubst %/,%,$(dir $(wildcard plugins/*/pyproject.toml docs/examples/*/pyproject.toml)))
 MODEL ?= smollm2
 # Prebuilt CPU wheels of llama-cpp-python, by its author; LLAMA_WHEELS= (empty) compiles instead.
@@ -22,7 +24,7 @@ override PROMPT := $(value PROMPT)
 else
 override PROMPT :=
 endif
-export PROMPT PYTHON VENV LLAMA_WHEELS
+export PROMPT PYTHON VENV LLAMA_WHEELS BENCH_VENV
 
 .PHONY: all chat test lint format bench soak clean
 .DELETE_ON_ERROR:
@@ -50,8 +52,12 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: $(BENCH_STAMP)
+	@$(BENCH_VENV)/bin/python benchmarks/compare.py --myllm $(BIN)/myllm $(ARGS)
+
+$(BENCH_STAMP): benchmarks/install_peers benchmarks/requirements.txt benchmarks/llama_server/CMakeLists.txt | $(STAMP)
+	@benchmarks/install_peers
+	@touch $@
 
 soak: $(STAMP)
 	$(BIN)/python benchmarks/soak.py --models-dir .cache/soak $(ARGS)
