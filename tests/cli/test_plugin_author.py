@@ -124,5 +124,6 @@ def test_a_faulty_plugin_fails_and_says_where(environment: dict[str, str], tmp_p
 
 def test_a_check_of_what_isnt_there(environment: dict[str, str]) -> None:
     assert "no plugin named none" in myllm(environment, "plugins", "check", "none", code=3)
-    assert "the model none is not installed" in myllm(environment, "plugins", "check", "echo", "--model", "none", code=3)
+    said = myllm(environment, "plugins", "check", "echo", "--model", "none", code=3)
+    assert "the model none is not installed" in said
     assert "takes nothing:" in myllm(environment, "plugins", "check", "echo", "--reference", "nothing:x", code=2)
