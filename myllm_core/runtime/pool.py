@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from myllm_core.errors import MyllmError, OutOfMemory, Overloaded, WorkerDied
+from myllm_core.errors import EngineError, MyllmError, OutOfMemory, Overloaded, WorkerDied
 from myllm_core.models.manifest import Model
 from myllm_core.plugins import Plugins
 from myllm_core.runtime.choose import choose_engine, load_options, memory_needed
@@ -198,7 +198,7 @@ class Pool:
     async def _make_room(self, slot: Slot) -> None:
         """Unload idle models, the least recently used first, until this one fits; wait for busy ones."""
         order = slot.order
-        slot.memory = await asyncio.to_thread(memory_needed, order.engine, order.model, order.options)
+        slot.memory = await self._memory_needed(order)
         self._check_fits(slot)
         await self._finish_leaving()
         while True:
@@ -218,8 +218,20 @@ class Pool:
             self._retire(victim)
             await self._finish_leaving()
 
+    async def _memory_needed(self, order: LoadOrder) -> int:
+        """What the engine estimates, on a thread: it may read files, and a stranger's may hang."""
+        try:
+            async with asyncio.timeout(None if math.isinf(order.load_timeout) else order.load_timeout):
+                return await asyncio.to_thread(memory_needed, order.engine, order.model, order.options)
+        except TimeoutError:
+            raise EngineError(
+                f"the {order.engine.name} engine didn't say within {order.load_timeout:g} s how much memory "
+                f"{order.model.name} needs"
+            ) from None
+
     def _loaded_beside(self, slot: Slot) -> list[Slot]:
-        return [other for other in self._slots.values() if other is not slot and other.handle]
+        others = (other for other in self._slots.values() if other is not slot)
+        return [other for other in others if other.handle and not other.handle.dead]
 
     def _check_fits(self, slot: Slot) -> None:
         """Refuse a model that doesn't fit even when all others are gone, before any of them is unloaded for it."""

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from importlib.metadata import EntryPoint
 from typing import Any, BinaryIO, NoReturn
 
@@ -46,6 +47,12 @@ def _ask_kernel_to_end_us() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
 
 
+def _offer_to_oom_killer() -> None:
+    """When Linux runs out of memory it shall end a worker, which is started again, not the server."""
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("500")
+
+
 def _die_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_PARENT_POLL)
@@ -71,7 +78,10 @@ def _load(order: dict[str, Any], emit: Any) -> Any:
 
 def main() -> None:
     """Serve one model until told to close, or until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C in a terminal reaches the whole group; the parent decides
+    # Ctrl+C reaches the whole group, and a service manager's stop every process of a service: the parent decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _offer_to_oom_killer()
     sys.setswitchinterval(_SWITCH_INTERVAL)
     commands, events = _private_streams()
     lock = threading.Lock()

@@ -168,3 +168,25 @@ def test_sigterm_in_the_middle_of_a_stream_ends_it_properly_and_leaves_the_turn(
         ("assistant", "cancelled"),
     ]
     assert messages[1]["content"].startswith("w0 w1")
+
+
+def test_a_service_manager_that_signals_every_process_lets_replies_end(models: Path, start: Start) -> None:
+    server = start(models, shutdown_grace="10s")
+
+    async def go() -> dict:
+        async with Call(server.port) as call:
+            await first_token(call, "slow", " ".join(f"w{number}" for number in range(30)))
+            for process in (*server.workers(), server.process):
+                process.send_signal(signal.SIGTERM)
+            return await last_frame(call)
+
+    last = asyncio.run(go())
+    assert (last["finish_reason"], last["full_text"].split()[-1]) == ("stop", "w29")
+    assert server.process.wait(10) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/oom_score_adj").exists(), reason="Linux's")
+def test_the_kernel_ends_a_worker_before_the_server_when_memory_runs_out(server: Server) -> None:
+    chat(server, "echo")
+    scores = [int(Path(f"/proc/{one.pid}/oom_score").read_text()) for one in (*server.workers(), server.process)]
+    assert min(scores[:-1]) > scores[-1]

@@ -14,6 +14,7 @@ from support.faulty import faulty_plugin, install
 def models_dir(tmp_path):
     install(tmp_path / "models", "echo:latest", "echo")
     install(tmp_path / "models", "echo:two", "echo")
+    install(tmp_path / "models", "echo:three", "echo")
     return tmp_path / "models"
 
 

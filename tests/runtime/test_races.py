@@ -11,7 +11,15 @@ import psutil
 import pytest
 
 from myllm_core import Finish, Options, TextDelta
-from myllm_core.errors import DeadlineExceeded, InvalidRequest, MyllmError, OutOfMemory, UnsupportedError, WorkerDied
+from myllm_core.errors import (
+    DeadlineExceeded,
+    EngineError,
+    InvalidRequest,
+    MyllmError,
+    OutOfMemory,
+    UnsupportedError,
+    WorkerDied,
+)
 
 
 async def collect(events):
@@ -370,3 +378,29 @@ def test_a_refused_request_leaves_no_empty_session(settings, run):
         assert await runtime.sessions(lambda store: store.list_sessions()) == []
 
     run(settings(), test)
+
+
+def test_an_estimate_that_hangs_holds_up_no_other_model_for_ever(settings, run, faulty):
+    faulty("estimate-hangs")
+
+    async def test(runtime):
+        hanging = asyncio.create_task(collect(runtime.chat("faulty", "x")))
+        await asyncio.sleep(0.2)
+        assert (await collect(runtime.chat("echo", "on")))[0] == "on"
+        with pytest.raises(EngineError, match="how much memory"):
+            await hanging
+
+    run(settings(load_timeout=1), test)
+
+
+def test_a_dead_worker_takes_no_live_ones_place(settings, run):
+    async def test(runtime):
+        await collect(runtime.chat("echo:latest", "x"))
+        os.kill(runtime.loaded()[0].pid, signal.SIGKILL)
+        await until(lambda: not runtime.loaded())
+        await collect(runtime.chat("echo:two", "x"))
+        pid = runtime.loaded()[0].pid
+        await runtime.load("echo:three")
+        assert {loaded.name: loaded.pid for loaded in runtime.loaded()}["echo:two"] == pid
+
+    run(settings(max_loaded_models=2), test)

@@ -31,7 +31,9 @@ class FaultyEngine(Engine):
     @classmethod
     def probe(cls, model): return Support(50, "always")
     @classmethod
-    def estimate(cls, model, options): return MemoryEstimate(options["size"])
+    def estimate(cls, model, options):
+        if options["mode"] == "estimate-hangs": time.sleep(4)
+        return MemoryEstimate(options["size"])
     @classmethod
     def load(cls, model, options, progress):
         print("hello from native code"); os.write(1, b"more noise")
