@@ -64,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=absolute, default=test_model(), help="a gguf file (SmolLM2 135M)")
     parser.add_argument("--threads", type=int, default=2, help="processor threads of each server (2)")
     parser.add_argument("--slots", type=int, default=16, help="requests that each server runs at a time (16)")
-    parser.add_argument("--myllm", type=absolute, default=ROOT / ".venv" / "bin" / "myllm", help="the program to compare")
+    parser.add_argument("--myllm", type=absolute, default=ROOT / ".venv/bin/myllm", help="the program to compare")
     arguments = parser.parse_args()
     arguments.rounds = arguments.rounds or (2 if arguments.quick else 5)
     return arguments

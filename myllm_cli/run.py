@@ -93,7 +93,7 @@ def run(
         "repeat_penalty": repeat_penalty,
     }
     options = parse_options({name: value for name, value in given.items() if value is not None})
-    load_options = _load_options(load_option or [], context)
+    load_options = parsed_load_options(load_option or [], context)
     chatting = question is None
     look = Look(
         markdown=not no_markdown,
@@ -153,7 +153,8 @@ def _warn_of_waiting() -> None:
         say("Reading standard input to its end, to add it to the prompt (no input: myllm run … </dev/null) …")
 
 
-def _load_options(assignments: list[str], context: int | None) -> dict[str, Any]:
+def parsed_load_options(assignments: list[str], context: int | None = None) -> dict[str, Any]:
+    """The load options that ``NAME=VALUE`` and ``--ctx`` give. Raises ``InvalidRequest``."""
     found: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")

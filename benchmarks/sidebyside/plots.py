@@ -25,7 +25,7 @@ def draw(result: report.Result, folder: Path) -> list[tuple[str, str]]:
     for name, title, make in (
         ("bench-clients.png", "Tokens per second by the number of clients", _clients),
         ("bench-ratios.png", "How myllm compares with llama-server, round by round", _ratios),
-        ("bench-chat.png", "Time to the first token", _first_tokens),
+        ("bench-first-token.png", "Time to the first token", _first_tokens),
     ):
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axes = figure.subplots()

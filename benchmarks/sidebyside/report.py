@@ -70,7 +70,7 @@ LINES = [
     Line("8 clients", "processor_seconds", "8 clients, processor time of 1000 tokens", "s"),
     Line("prompt", "cold_ms", "first token, new prompt", "ms"),
     Line("prompt", "warm_ms", "first token, same text again", "ms"),
-    Line("prompt", "long_ms", "first token, long prompt", "ms"),
+    Line("prompt", "long_ms", "first token, 2,000 tokens", "ms"),
     Line("chat", "turn_10_ms", "first token, turn 10 of a chat", "ms"),
     Line("chat", "turns_2_to_10_ms", "first token, turns 2 to 10", "ms"),
     Line("json", "tokens_per_second", "JSON by a schema", "tokens/s", more=True),
@@ -117,8 +117,17 @@ def markdown(result: Result) -> str:
     if used := facts["memory_mb"]:
         listed = ", ".join(f"{name} {value:.0f} MB" for name, value in used.items())
         parts.append(f"Memory at the end of the run, with all that was cached meanwhile: {listed}.")
-    parts.append("\n".join(f"- {note}" for note in result.notes))
+    parts.append("\n".join(f"- {note}" for note in [*result.notes, *_unequal(result)]))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _unequal(result: Result) -> Iterator[str]:
+    """Where servers counted another number of tokens in the same prompt: then the work wasn't the same."""
+    for task in dict.fromkeys(sample.task for sample in result.samples):
+        counts = {name: set(rounds.values()) - {0} for name, rounds in result.values(task, "prompt_tokens").items()}
+        if len({frozenset(found) for found in counts.values() if found}) > 1:
+            said = ", ".join(f"{name} {sorted(found)}" for name, found in counts.items() if found)
+            yield f"{task}: the servers count the prompt's tokens differently: {said}"
 
 
 def _tables(result: Result) -> Iterator[str]:
