@@ -42,7 +42,7 @@ class Myllm:
         given = input.encode() if isinstance(input, str) else input
         source: dict[str, Any] = {"input": given} if given is not None else {"stdin": subprocess.DEVNULL}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        done = subprocess.run([*COMMAND, *arguments], env=self.env, timeout=60, **(pipes | source | options))
+        done = subprocess.run([*COMMAND, *arguments], env=self.env, **({"timeout": 60} | pipes | source | options))
         texts = [(text or b"").decode() for text in (done.stdout, done.stderr)]
         return Result(done.args, done.returncode, *texts)
 
