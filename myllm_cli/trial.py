@@ -137,7 +137,7 @@ class Trial:
             return await asyncio.gather(*(self._ask(16, tokens) for _ in range(count)))
 
         rounds = await _repeated(together)
-        if any(max(reply.first for reply in replies) > min(reply.last for reply in replies) for replies in rounds):
+        if all(max(reply.first for reply in replies) > min(reply.last for reply in replies) for replies in rounds):
             return False
         self.findings.writing[count] = Speed.of(tokens, [_rate(*replies) for replies in rounds])
         return True

@@ -64,7 +64,7 @@ def test_a_model_is_measured(with_echo: Myllm) -> None:
 
 
 def test_it_reads_as_a_list_with_progress_on_standard_error(with_echo: Myllm) -> None:
-    done = with_echo("bench", "echo")
+    done = with_echo("bench", "echo", "--load-option", "delay_ms=1")
     assert done.returncode == 0, done.stderr
     lines = [line.split("  ")[0] for line in done.stdout.splitlines()]
     assert {
