@@ -39,7 +39,7 @@ CHAT = "/api/chat"
 
 @dataclass(slots=True)
 class Outcome:
-    """How one request (and its retry, of a session's turn) ended: ``first`` is the time to the first token, in seconds."""
+    """How one request (and its retry, of a turn) ended: ``first`` is the time to the first token, in seconds."""
 
     kind: str
     result: str
