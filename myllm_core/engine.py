@@ -68,7 +68,8 @@ class ModelFacts:
     for. ``eos_tokens`` end a reply. ``special_tokens`` are the texts of control tokens, which a user's
     text must never become; ``added_tokens`` are other tokens that the tokenizer matches as a whole.
     ``bos_token`` is put first, unless the template already did, when it isn't None.
-    ``capabilities`` are those that are live: ``chat``, ``complete``, ``embed``, ``grammar``, ``logprobs``, ``vision``.
+    ``capabilities`` are those that are live: ``chat``, ``complete``, ``embed``, ``grammar``, ``logprobs``, ``vision``,
+    and ``tools`` of an engine that heeds ``ChatRequest.tools`` itself: for a TokenEngine the core does.
     """
 
     context_size: int
@@ -203,7 +204,10 @@ class TokenEngine(Engine):
 
     @abstractmethod
     def step(self) -> list[TokenOut]:
-        """One forward pass over every running sequence. May return nothing for one that still reads its prompt."""
+        """One forward pass over every running sequence.
+
+        It may bring nothing for one that still reads its prompt, and several tokens, in order, where some were guessed.
+        """
 
     def idle(self) -> bool:
         """Do a piece of work that was put off, of some milliseconds; called when nothing runs. False: none is left."""

@@ -118,14 +118,15 @@ class Context:
         params.n_seq_max = size.sequences
         params.n_threads = params.n_threads_batch = self.threads.crowding.count
         params.flash_attn_type = _FLASH_ATTENTION[settings.flash_attn]
-        params.type_k, params.type_v = _CACHE_TYPES[settings.type_k], _CACHE_TYPES[settings.type_v]
+        params.type_k, params.type_v = _CACHE_TYPES[settings.keys], _CACHE_TYPES[settings.type_v]
         params.swa_full = settings.swa_full
         params.no_perf = True
         if size.embeddings:
             params.embeddings, params.pooling_type, params.kv_unified = True, size.pooling, True
         else:
             params.kv_unified = settings.kv_unified
-            params.n_outputs_max = size.sequences  # without it llama.cpp keeps logits for a whole batch
+            # without it llama.cpp keeps logits for a whole batch
+            params.n_outputs_max = min(size.sequences + settings.guesses, size.batch)
         return params
 
     def decode(self) -> int:

@@ -187,7 +187,7 @@ def model_key(model: Model, settings: LoadSettings) -> bytes | None:
     build = Path(library().api._lib._name).stat()
     parts = [
         [(sha256, about.st_size, about.st_mtime_ns) for sha256, about in weights],
-        [settings.type_k, settings.type_v, settings.flash_attn, settings.swa_full, streams],
+        [settings.keys, settings.type_v, settings.flash_attn, settings.swa_full, streams],
         [version("llama-cpp-python"), build.st_size, build.st_mtime_ns],
     ]
     return hashlib.sha256(json.dumps(parts).encode()).digest()

@@ -75,7 +75,7 @@ class LlamaCppEngine(TokenEngine):
 
         settings = parse_load_options(options)
         shape = memory.shape_of(read_gguf(model.paths[0]))
-        gpu = memory.has_gpu_backend()
+        gpu = hardware.has_gpu_backend()
         return memory.estimate(shape, settings, model.manifest.size, hardware.free_memory(), gpu)
 
     @classmethod
@@ -182,7 +182,7 @@ def _room(header: Any, weights: list[Path], settings: LoadSettings) -> int:
 
     size, free = sum(path.stat().st_size for path in weights), hardware.free_memory()
     shape = memory.shape_of(header)
-    on_gpu = settings.n_gpu_layers != 0 and memory.has_gpu_backend()
+    on_gpu = settings.n_gpu_layers != 0 and hardware.has_gpu_backend()
     needed = sum(shape.total(settings, size, free)) + (0 if settings.use_mmap else size)
     if needed > free and not on_gpu:
         raise OutOfMemory(
@@ -230,13 +230,16 @@ def _scheduler(
     from myllm_llamacpp.pace import Pace
     from myllm_llamacpp.scheduler import Scheduler
     from myllm_llamacpp.slots import Slots
+    from myllm_llamacpp.speculate import Rates
     from myllm_llamacpp.states import States, automatic_limit
 
     can_cut = context.warm_up()
     window = 0 if settings.swa_full else model.sliding_window
     states = States(automatic_limit() if settings.cache_ram < 0 else settings.cache_ram * 2**20)
     slots = Slots(context, states, disk, can_cut=can_cut, shared=settings.kv_unified, window=window)
-    return Scheduler(context, slots, Pace(context.batch.rows), context_size, settings.kv_unified)
+    guesses = settings.guesses if slots.every_prefix else 0
+    rates = Rates(always=settings.speculation == "lookup")
+    return Scheduler(context, slots, Pace(context.batch.rows), rates, context_size, settings.kv_unified, guesses)
 
 
 def _facts(model: LlamaModel, context: Context | None, settings: LoadSettings) -> ModelFacts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import psutil
 
 _CGROUP = Path("/sys/fs/cgroup")
 _CPU = Path("/sys/devices/system/cpu")
+_GPU_BACKENDS = ("cuda", "metal", "vulkan", "hip", "sycl", "musa", "cann", "opencl")
 
 
 def free_cores() -> int:
@@ -30,6 +32,14 @@ def free_memory() -> int:
         if limit and used is not None:
             free = min(free, max(0, limit - used))
     return free
+
+
+def has_gpu_backend() -> bool:
+    """Whether the installed llama-cpp-python was built for a GPU; looks at its files and imports nothing."""
+    found = importlib.util.find_spec("llama_cpp")
+    folders = [Path(folder) / "lib" for folder in (found.submodule_search_locations or ())] if found else []
+    names = [file.name for folder in folders if folder.is_dir() for file in folder.iterdir()]
+    return any(f"ggml-{backend}" in name for name in names for backend in _GPU_BACKENDS)
 
 
 def _physical_cores() -> int:

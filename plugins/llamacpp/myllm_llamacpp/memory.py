@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from myllm_core import MemoryEstimate
@@ -24,7 +22,6 @@ _BYTES = {
     "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32,
     "q4_1": 20 / 32, "q4_0": 18 / 32, "iq4_nl": 18 / 32,
 }  # fmt: skip
-_GPU_BACKENDS = ("cuda", "metal", "vulkan", "hip", "sycl", "musa", "cann", "opencl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +40,7 @@ class Shape:
 
     def cache_bytes(self, settings: LoadSettings) -> float:
         """Bytes of KV cache a token: an upper bound, since sliding windows are counted as whole layers."""
-        keys = self.key_length * _BYTES[settings.type_k]
+        keys = self.key_length * _BYTES[settings.keys]
         values = self.value_length * _BYTES[settings.type_v]
         return self.kv_heads * (keys + values)
 
@@ -66,7 +63,7 @@ class Shape:
         cache = int(context * self.cache_bytes(settings)) + 4 * self.state_floats * settings.n_parallel
         # Fitted to llama.cpp's own report for batches of 128 to 2048: activations, and a 2-byte attention mask.
         row = 4 * (4 * self.embedding + 3 * self.feed_forward) + 2 * context
-        outputs = 2 * 4 * settings.n_parallel * self.vocabulary
+        outputs = 2 * 4 * (settings.n_parallel + settings.guesses) * self.vocabulary
         return cache, settings.n_batch * row + outputs
 
 
@@ -100,14 +97,6 @@ def estimate(shape: Shape, settings: LoadSettings, weights: int, free: int, gpu:
     share = 1.0 if settings.n_gpu_layers < 0 else min(1.0, settings.n_gpu_layers / (shape.layers + 1))
     device = int((weights + cache) * share) + buffers
     return MemoryEstimate(host=total - device, device=device)
-
-
-def has_gpu_backend() -> bool:
-    """Whether the installed llama-cpp-python was built for a GPU; looks at its files and imports nothing."""
-    found = importlib.util.find_spec("llama_cpp")
-    folders = [Path(folder) / "lib" for folder in (found.submodule_search_locations or ())] if found else []
-    names = [file.name for folder in folders if folder.is_dir() for file in folder.iterdir()]
-    return any(f"ggml-{backend}" in name for name in names for backend in _GPU_BACKENDS)
 
 
 class _Numbers:

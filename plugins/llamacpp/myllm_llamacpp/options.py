@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from myllm_core import LoadOption
 from myllm_core.errors import InvalidOption
+from myllm_llamacpp.hardware import has_gpu_backend
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
@@ -18,6 +20,7 @@ MAX_SEQUENCES = 256
 _TOO_BIG = 2**24
 _LEAST_CONTEXT = 128
 _MOST_CACHE = 2**24
+_GUESSES = 16
 
 
 class LoadSettings(BaseModel):
@@ -40,13 +43,19 @@ class LoadSettings(BaseModel):
         -1, ge=-1, le=2**16, description="layers kept on the GPU, when llama.cpp was built for one; -1 is all"
     )
     flash_attn: Literal["auto", "on", "off"] = Field("auto", description="flash attention: auto, on or off")
-    type_k: CacheType = Field("f16", description="how cached keys are stored, such as f16 or q8_0")
+    type_k: CacheType | Literal["auto"] = Field(
+        "auto", description="how cached keys are stored, such as f16 or q8_0; auto: bf16 on x86 processors, else f16"
+    )
     type_v: CacheType = Field("f16", description="how cached values are stored; quantized ones need flash attention")
     kv_unified: bool = Field(
         True, description="one cache for all sequences, so that each may be long and prefixes are shared"
     )
     swa_full: bool = Field(
         False, description="keep all of a sliding-window model's cache: more memory, more reuse of prefixes"
+    )
+    speculation: Literal["auto", "lookup", "off"] = Field(
+        "auto",
+        description="auto: guess tokens from what was said before, where that proves quicker; lookup: always; off",
     )
     cache_ram: int = Field(
         -1,
@@ -63,6 +72,24 @@ class LoadSettings(BaseModel):
     cache_dir: str = Field("", description="folder of that disk cache; empty takes the user's cache folder")
     use_mmap: bool = Field(True, description="map the file into memory instead of reading it")
     use_mlock: bool = Field(False, description="keep the model from being swapped out")
+
+    @property
+    def keys(self) -> CacheType:
+        """How cached keys are stored.
+
+        For two caches of f16 llama.cpp has three attention kernels on a processor, taken by the batch's shape; for keys
+        and values of different types it has one, so that a reply doesn't depend on what else is in the batch. bf16 keys
+        are as quick and as good, where the processor has vectors for them. GPUs want both of one type.
+        """
+        if self.type_k != "auto":
+            return self.type_k
+        on_x86 = platform.machine().lower() in ("x86_64", "amd64") and not (self.n_gpu_layers and has_gpu_backend())
+        return "bf16" if on_x86 and self.type_v == "f16" and self.flash_attn != "off" else "f16"
+
+    @property
+    def guesses(self) -> int:
+        """Most guessed tokens that a step checks."""
+        return 0 if self.speculation == "off" else _GUESSES
 
     @model_validator(mode="after")
     def _agree(self) -> LoadSettings:

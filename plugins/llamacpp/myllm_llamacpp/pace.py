@@ -21,6 +21,11 @@ class Pace:
         self._step: float | None = None
         self._token: float | None = None
 
+    @property
+    def token(self) -> float | None:
+        """Seconds that reading a prompt token takes, when that is known."""
+        return self._token
+
     def chunk(self, streams: int) -> int:
         """Prompt tokens for the next step beside ``streams`` sequences that each write one."""
         if self._token is None:

@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+
 from myllm_core.engine import Sequence, TokenOut
 from myllm_core.errors import ContextLengthError, EngineError, InvalidRequest, MyllmError
-from myllm_llamacpp.context import Context, as_tokens
+from myllm_llamacpp.context import Context, Ints, as_tokens
 from myllm_llamacpp.pace import Pace
 from myllm_llamacpp.sampler import Sampler, log_probabilities
 from myllm_llamacpp.slots import History, Slot, Slots
+from myllm_llamacpp.speculate import NO_GUESS, Lookup, Rates
 
 _RESERVE = 64
 """Tokens that each sequence is expected to write before another one may be admitted beside it."""
@@ -28,6 +31,8 @@ class Stats:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    guessed_tokens: int = 0
+    right_guesses: int = 0
     evictions: int = 0
     preemptions: int = 0
 
@@ -48,6 +53,7 @@ class Run:
     request: Sequence
     history: History
     sampler: Sampler
+    lookup: Lookup | None = None
     slot: Slot | None = None
     cached_tokens: int = 0
     written: int = 0
@@ -63,8 +69,16 @@ class Run:
         return self.history.length + max(0, min(self.request.max_tokens - self.written, _RESERVE))
 
 
-Plan = list[tuple[Run, int]]
-"""Runs, and how many pending tokens of each go into the batch."""
+@dataclass(slots=True, eq=False)
+class Part:
+    """What a run has in the batch: so many of its pending tokens, and guesses of what comes after them."""
+
+    run: Run
+    share: int
+    guess: Ints = field(default_factory=lambda: NO_GUESS)
+
+
+Plan = list[Part]
 
 
 @dataclass(slots=True)
@@ -75,13 +89,17 @@ class Scheduler:
     allows. Admission is first come, first served, as long as the cache has room. When the cache is full after all,
     resident prefixes go first; then the newest sequence is set back: it keeps what it has written, waits, and goes on
     from a copy of its state, or reads everything again. So the oldest sequence always gets on.
+
+    While no prompt is read, a step may also check up to ``guesses`` guessed tokens.
     """
 
     context: Context
     slots: Slots
     pace: Pace
+    rates: Rates
     context_size: int
     unified: bool
+    guesses: int = 0
     stats: Stats = field(default_factory=Stats)
     _runs: dict[int, Run] = field(default_factory=dict)
     _running: list[Run] = field(default_factory=list)
@@ -98,7 +116,8 @@ class Scheduler:
             return
         history = History(as_tokens(request.tokens))
         sampler = Sampler(request.sampling, self.context_size, request.tokens)
-        run = self._runs[request.id] = Run(request, history, sampler)
+        lookup = Lookup(self.context.vocab_size, history.length) if self.guesses and request.allowed is None else None
+        run = self._runs[request.id] = Run(request, history, sampler, lookup)
         self._waiting.append(run)
 
     def _refusal(self, request: Sequence) -> MyllmError | None:
@@ -134,10 +153,14 @@ class Scheduler:
     def step(self) -> list[TokenOut]:
         """One forward pass; the tokens that it brought, and the sequences that failed."""
         begin = perf_counter()
+        decoded, read = self.stats.decode_seconds, self.stats.prompt_tokens
         self._admit()
         self._retire()
         plan = self._run_batch(self._plan())
-        written = [out for run, row in plan if (out := self._write(run, row)) is not None]
+        written = [out for part, row in plan for out in self._write(part, row)]
+        if plan and self.stats.prompt_tokens == read:
+            guessed, right = sum(len(part.guess) for part, _ in plan), len(written) - len(plan)
+            self.rates.measured(len(plan), guessed, right, self.stats.decode_seconds - decoded)
         outs, self._failed = self._failed + written, []
         self.stats.step_seconds += perf_counter() - begin
         return outs
@@ -163,18 +186,32 @@ class Scheduler:
             self._fail(run, self._too_long(run.history.length))
 
     def _plan(self) -> Plan:
-        plan = [(run, 1) for run in self._running if run.pending == 1]
+        plan = [Part(run, 1) for run in self._running if run.pending == 1]
         reading = sorted((run for run in self._running if run.pending > 1), key=lambda run: run.pending)
-        budget = min(self.pace.chunk(len(plan)), self.context.batch.rows - len(plan)) if reading else 0
+        if not reading:
+            self._guess(plan)
+            return plan
+        budget = min(self.pace.chunk(len(plan)), self.context.batch.rows - len(plan))
         for left, run in zip(range(len(reading), 0, -1), reading, strict=True):
             share = min(run.pending, -(-budget // left))
             if share:
-                plan.append((run, share))
+                plan.append(Part(run, share))
                 budget -= share
         return plan
 
-    def _run_batch(self, plan: Plan) -> list[tuple[Run, int]]:
-        """Read the planned tokens; give the runs that can write now, with their row of the batch."""
+    def _guess(self, plan: Plan) -> None:
+        if not self.guesses or not self.rates.prepare(len(plan), self.pace.token):
+            return
+        room = min(self.guesses, self.context.batch.rows - len(plan))
+        for part in plan:
+            run = part.run
+            if run.lookup is not None:
+                left = min(run.request.max_tokens - run.written - 1, self.context_size - run.history.length)
+                part.guess = run.lookup.guess(run.history.tokens, min(room, left), self.rates)
+                room -= len(part.guess)
+
+    def _run_batch(self, plan: Plan) -> list[tuple[Part, int]]:
+        """Read the planned tokens; give the parts that can write now, with the first of their rows of the batch."""
         while plan:
             rows = self._fill(plan)
             begin = perf_counter()
@@ -186,9 +223,9 @@ class Scheduler:
             if code == 1:
                 plan = self._make_room(plan)
                 continue
-            for run, _ in plan:
-                self.slots.forget(_slot(run))  # a part of the batch may be in the cache
-                self._fail(run, EngineError(f"llama.cpp failed at this batch (code {code}); try again"))
+            for part in plan:
+                self.slots.forget(_slot(part.run))  # a part of the batch may be in the cache
+                self._fail(part.run, EngineError(f"llama.cpp failed at this batch (code {code}); try again"))
             return []
         return []
 
@@ -196,35 +233,44 @@ class Scheduler:
         batch = self.context.batch
         batch.clear()
         rows = []
-        for run, share in plan:
-            slot = _slot(run)
-            tokens = run.history.slice(slot.cached, slot.cached + share)
-            rows.append(batch.add(tokens, slot.cached, slot.id, "last" if share == run.pending else "none"))
+        for part in plan:
+            run, slot = part.run, _slot(part.run)
+            tokens = run.history.slice(slot.cached, slot.cached + part.share)
+            if len(part.guess):
+                last = batch.add(np.concatenate([tokens, part.guess]), slot.cached, slot.id, "all")
+            else:
+                last = batch.add(tokens, slot.cached, slot.id, "last" if part.share == run.pending else "none")
+            rows.append(last - len(part.guess))
         return rows
 
-    def _commit(self, plan: Plan, rows: list[int], seconds: float) -> list[tuple[Run, int]]:
-        streams = sum(1 for run, _ in plan if run.written and run.pending == 1)
-        read = len(self.context.batch) - streams
-        self.pace.measured(streams, read, seconds)
+    def _commit(self, plan: Plan, rows: list[int], seconds: float) -> list[tuple[Part, int]]:
+        streams = sum(1 for part in plan if part.run.written and part.run.pending == 1)
+        guessed = sum(len(part.guess) for part in plan)
+        read = len(self.context.batch) - streams - guessed
+        if not guessed:
+            self.pace.measured(streams, read, seconds)
         self.stats.steps += 1
         self.stats.prompt_tokens += read
-        for run, share in plan:
-            _slot(run).cached += share
-        return [(run, row) for (run, _), row in zip(plan, rows, strict=True) if not run.pending]
+        self.stats.guessed_tokens += guessed
+        for part in plan:
+            _slot(part.run).cached += part.share
+        return [(part, row) for part, row in zip(plan, rows, strict=True) if not part.run.pending]
 
     def _make_room(self, plan: Plan) -> Plan:
-        """The cache is full: give up resident prefixes, then the newest run, then large shares, then the last run."""
+        """The cache is full: give up guesses, resident prefixes, the newest run, large shares, then the last run."""
+        if any(len(part.guess) for part in plan):
+            return [Part(part.run, part.share) for part in plan]
         if self.slots.evict():
             self.stats.evictions += 1
             return plan
         if len(self._running) > 1:
             newest = self._running[-1]
             self._set_back(newest)
-            return [(run, share) for run, share in plan if run is not newest]
-        run, share = plan[0]
-        if share > 1:
-            return [(run, share // 2)]
-        self._fail(run, EngineError("the KV cache is full; load the model with a larger n_ctx"))
+            return [part for part in plan if part.run is not newest]
+        [part] = plan
+        if part.share > 1:
+            return [Part(part.run, part.share // 2)]
+        self._fail(part.run, EngineError("the KV cache is full; load the model with a larger n_ctx"))
         return []
 
     def _set_back(self, run: Run) -> None:
@@ -236,13 +282,28 @@ class Scheduler:
         self._waiting.appendleft(run)
         self.stats.preemptions += 1
 
-    def _write(self, run: Run, row: int) -> TokenOut | None:
-        try:
-            logits = self.context.logits(row)
-            token = run.sampler.choose(logits, run.request.allowed)
-        except EngineError as error:
-            self._fail(run, error)
-            return None
+    def _write(self, part: Part, row: int) -> list[TokenOut]:
+        """The token after a part, and those after each guess that was right: the model chose what was guessed."""
+        run, outs = part.run, list[TokenOut]()
+        for guess in (*part.guess.tolist(), None):
+            try:
+                outs.append(self._choose(run, row + len(outs)))
+            except EngineError as error:
+                self.slots.forget(_slot(run))
+                self._fail(run, error)
+                return outs
+            if outs[-1].token != guess:
+                break
+        if len(part.guess):
+            self.slots.extend(_slot(run), len(outs) - 1)
+            self.stats.right_guesses += len(outs) - 1
+        if run.lookup is not None:
+            run.lookup.follow(run.history.tokens, self.rates)
+        return outs
+
+    def _choose(self, run: Run, row: int) -> TokenOut:
+        logits = self.context.logits(row)
+        token = run.sampler.choose(logits, run.request.allowed)
         out = TokenOut(run.request.id, token, run.cached_tokens)
         if run.request.logprobs is not None:
             out.logprob, out.top = log_probabilities(logits, token, run.request.logprobs)

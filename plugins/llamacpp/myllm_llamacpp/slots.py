@@ -35,6 +35,11 @@ class History:
         """A view of the tokens from ``start`` to before ``end``."""
         return self._data[start:end]
 
+    @property
+    def tokens(self) -> Ints:
+        """A view of all tokens."""
+        return self._data[: self.length]
+
     def common(self, tokens: Ints) -> int:
         """How many of the first tokens are the same."""
         most = min(self.length, len(tokens))
@@ -180,6 +185,11 @@ class Slots:
             prefix = 0
         slot.history, slot.cached, slot.shared, slot.busy = history, prefix, min(slot.shared, prefix), True
         return slot
+
+    def extend(self, slot: Slot, right: int) -> None:
+        """Of guessed tokens that were put after what is cached, so many were right: take the others out."""
+        slot.cached += right
+        self._context.remove(slot.id, slot.cached)
 
     def release(self, slot: Slot) -> None:
         """A request is done with the slot; what it holds stays, for a prompt that begins the same."""

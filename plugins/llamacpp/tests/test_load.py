@@ -189,7 +189,7 @@ def test_layers_on_a_gpu_are_counted_there(smollm2_gguf):
     none = memory.estimate(shape, LoadSettings(n_ctx=4096, n_gpu_layers=0), weights, free, gpu=True)
     assert whole.device > half.device > none.device == 0
     assert whole.host + whole.device == half.host + half.device == none.host
-    assert not memory.has_gpu_backend()
+    assert not hardware.has_gpu_backend()
 
 
 @pytest.mark.parametrize(
