@@ -43,8 +43,10 @@ if TYPE_CHECKING:
         Sampling,
         TextDelta,
         Timings,
+        Tool,
         ToolCall,
         ToolCallDelta,
+        Tools,
         Usage,
     )
 
@@ -67,7 +69,8 @@ _HOMES = {
     "settings": ("Settings", "load_settings"),
     "types": (
         "ChatRequest", "CompletionRequest", "ContextReport", "Embeddings", "Event", "Finish", "Message", "Progress",
-        "ReasoningDelta", "Sampling", "TextDelta", "Timings", "ToolCall", "ToolCallDelta", "Usage",
+        "ReasoningDelta", "Sampling", "TextDelta", "Timings", "Tool", "ToolCall", "ToolCallDelta",
+        "Tools", "Usage",
     ),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -112,8 +115,10 @@ __all__ = [
     "Timings",
     "TokenEngine",
     "TokenOut",
+    "Tool",
     "ToolCall",
     "ToolCallDelta",
+    "Tools",
     "Usage",
     "hookimpl",
     "load_plugins",

@@ -27,7 +27,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation."""
+    """One message of a conversation. One of the role ``tool`` has the id of the call whose result it is."""
 
     role: Role
     content: str
@@ -64,6 +64,35 @@ class Grammar:
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that a model may call.
+
+    ``parameters`` is the JSON schema of its arguments, an object; None: it takes none. With ``strict`` arguments always
+    follow the schema, also where the model is free to call or not.
+    """
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] | None = None
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The functions that a model may call in its reply, and whether it has to.
+
+    ``choice`` is ``auto`` (text, calls or both), ``none`` (text only) or ``required`` (calls only, whose arguments
+    follow their schemas). ``only`` names the one function that a required call is of. Without ``parallel`` a reply has
+    one call at most.
+    """
+
+    functions: tuple[Tool, ...]
+    choice: Literal["auto", "none", "required"] = "auto"
+    only: str | None = None
+    parallel: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
     """What an engine is asked: the whole conversation, and how to go on.
 
@@ -72,6 +101,7 @@ class ChatRequest:
     conversation is longer than the context: ``"drop"`` leaves out the oldest turns and reports them,
     ``"error"`` refuses. The answer (not the reasoning before it) follows ``grammar``, if there is one.
     With ``ignore_eos`` the model's own end doesn't end a reply without grammar: it goes on to its limit.
+    ``tools`` are what it may call.
     """
 
     messages: tuple[Message, ...]
@@ -82,6 +112,7 @@ class ChatRequest:
     fit: Literal["drop", "error"] = "drop"
     grammar: Grammar | None = None
     ignore_eos: bool = False
+    tools: Tools | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +206,11 @@ class ReasoningDelta:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
-    """A piece of a tool call: id and name in the first of an index, then argument text."""
+    """A piece of a tool call: id and name in the first of an index (from 0), then argument text.
+
+    The arguments of an index together are the JSON text of an object, unless the reply ended before the call did, or
+    the model wrote something else.
+    """
 
     index: int
     id: str | None = None

@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import Any, Self, TypeVar
 from weakref import WeakValueDictionary
 
+from myllm_core.chat.shape import check_conversation, check_tools
 from myllm_core.engine import Engine, TokenEngine
 from myllm_core.errors import (
     DeadlineExceeded,
@@ -38,7 +39,7 @@ from myllm_core.runtime.observe import Kind, Observer, Watch
 from myllm_core.runtime.pool import Pool
 from myllm_core.runtime.slot import Lease, Loaded
 from myllm_core.session_store import SessionStore, check_session_id
-from myllm_core.sessions.conversation import Turn, keep_turn, plan_turn, repeat_reply, resume_turn
+from myllm_core.sessions.conversation import Said, Turn, keep_turn, plan_turn, repeat_reply, resume_turn
 from myllm_core.settings import Settings, load_settings
 from myllm_core.types import (
     ChatRequest,
@@ -48,9 +49,8 @@ from myllm_core.types import (
     Finish,
     Message,
     Progress,
-    ReasoningDelta,
     Request,
-    TextDelta,
+    Tools,
 )
 
 T = TypeVar("T")
@@ -90,6 +90,7 @@ class Runtime:
         messages: str | Sequence[Message],
         *,
         options: Options | None = None,
+        tools: Tools | None = None,
         session_id: str | None = None,
         turn_key: str | None = None,
         engine: str | None = None,
@@ -102,9 +103,13 @@ class Runtime:
         With ``session_id`` the stored conversation comes first, and the turn is stored before ``Finish`` is
         yielded; a reply that is cancelled (by closing the generator) is stored as such. A retry with the same
         ``turn_key`` gets the reply that was stored, or a new one to the same message if that was interrupted. Two
-        requests to one session take turns, and so do the ``client``s that wait for a busy model. Raises a
-        ``MyllmError`` at the first event for whatever is wrong before generation starts.
+        requests to one session take turns, and so do the ``client``s that wait for a busy model. ``tools`` are the
+        functions that the model may call in this reply; whoever asks runs them, and sends a message of the role
+        ``tool`` for each call. Raises a ``MyllmError`` at the first event for whatever is wrong before generation
+        starts.
         """
+        if tools is not None:
+            check_tools(tools)
         asked = [Message("user", messages)] if isinstance(messages, str) else list(messages)
         installed = self.models.get(model)
         deadline = self._deadline()
@@ -117,8 +122,9 @@ class Runtime:
                 for event in repeat_reply(turn.reply):
                     yield event
                 return
+            check_conversation(turn.messages)
             order = self._pool.order(installed, engine, load_options)
-            events = self._generate(order, turn.messages, options, keep_alive, client, deadline)
+            events = self._generate(order, turn.messages, options, keep_alive, client, deadline, tools)
             if session_id is not None:
                 events = self._kept(events, session_id, turn, installed.name)
             async with aclosing(events):
@@ -246,9 +252,10 @@ class Runtime:
         keep_alive: float | None,
         client: str,
         deadline: float,
+        tools: Tools | None = None,
     ) -> AsyncGenerator[Event, None]:
         merged = _limited(merge(order.model.manifest.options, options), options, self.settings.max_tokens)
-        request = _request(order.model, asked, merged, order.engine)
+        request = _request(order.model, asked, merged, order.engine, tools)
         with self._watch("generate" if isinstance(asked, str) else "chat", order) as watch:
             async with aclosing(self._held(order, keep_alive, client, deadline)) as steps:
                 async for step in steps:
@@ -282,27 +289,23 @@ class Runtime:
         self, events: AsyncGenerator[Event, None], session_id: str, turn: Turn, model: str
     ) -> AsyncGenerator[Event, None]:
         """The same events; the turn is stored before the last one, or when the reader goes away."""
-        text: list[str] = []
-        reasoning: list[str] = []
+        said = Said()
         kept = False
 
         async def keep(finish: Finish) -> None:
-            if not text and not reasoning and finish.reason in ("cancelled", "error"):
+            if not said and finish.reason in ("cancelled", "error"):
                 return
-            reply = Message("assistant", "".join(text), "".join(reasoning))
+            reply = said.message(finish.reason)
             await self.sessions(lambda store: keep_turn(store, session_id, turn, reply, finish, model))
 
         try:
             async with aclosing(events):
                 async for event in events:
-                    match event:
-                        case TextDelta():
-                            text.append(event.text)
-                        case ReasoningDelta():
-                            reasoning.append(event.text)
-                        case Finish():
-                            kept = True
-                            event = await _or_error(event, keep(event))
+                    if isinstance(event, Finish):
+                        kept = True
+                        event = await _or_error(event, keep(event))
+                    else:
+                        said.take(event)
                     yield event
         except (GeneratorExit, asyncio.CancelledError):
             if not kept:
@@ -334,7 +337,13 @@ def _limited(merged: Options, asked: Options | None, most: int) -> Options:
     return merged.model_copy(update={"max_tokens": min(merged.max_tokens or most, most)})
 
 
-def _request(model: Model, asked: tuple[Message, ...] | str, options: Options, engine: type[Engine]) -> Request:
+def _request(
+    model: Model,
+    asked: tuple[Message, ...] | str,
+    options: Options,
+    engine: type[Engine],
+    tools: Tools | None = None,
+) -> Request:
     how = sampling(options, engine.sampling, engine.name)
     stop, endless = tuple(options.stop or ()), bool(options.ignore_eos)
     if endless and not issubclass(engine, TokenEngine):
@@ -345,7 +354,8 @@ def _request(model: Model, asked: tuple[Message, ...] | str, options: Options, e
     if system and not any(message.role == "system" for message in asked):
         asked = (Message("system", system), *asked)
     fit = options.fit or "drop"
-    return ChatRequest(asked, how, options.max_tokens, stop, options.logprobs, fit, grammar(options), endless)
+    rule = grammar(options)
+    return ChatRequest(asked, how, options.max_tokens, stop, options.logprobs, fit, rule, endless, tools)
 
 
 def _check_live(lease: Lease, request: Request) -> None:
@@ -353,6 +363,16 @@ def _check_live(lease: Lease, request: Request) -> None:
         _require(lease, "logprobs", "gives no log probabilities")
     if request.grammar is not None:
         _require(lease, "grammar", "can't be held to a JSON schema or grammar")
+    if isinstance(request, ChatRequest) and request.tools is not None:
+        _check_tools_live(lease, request.tools)
+
+
+def _check_tools_live(lease: Lease, tools: Tools) -> None:
+    """With a TokenEngine the core finds the calls in the reply; other engines do so themselves, or don't."""
+    if not issubclass(lease.handle.order.engine, TokenEngine):
+        _require(lease, "tools", "calls no tools; leave them out, or use another engine")
+    elif tools.choice == "required" or any(tool.strict for tool in tools.functions):
+        _require(lease, "grammar", "can't be held to a tool's schema; use tool_choice auto, without strict")
 
 
 def _require(lease: Lease, capability: str, otherwise: str) -> None:

@@ -31,8 +31,10 @@ from myllm_core.types import (
     TextDelta,
     Timings,
     TokenLogprob,
+    Tool,
     ToolCall,
     ToolCallDelta,
+    Tools,
     Usage,
 )
 
@@ -74,12 +76,17 @@ def unpack_request(body: dict[str, Any]) -> Request:
     if kind == "complete":
         return CompletionRequest(**fields)
     fields["messages"] = tuple(unpack_message(message) for message in fields["messages"])
+    fields["tools"] = _unpack_tools(fields["tools"]) if fields["tools"] else None
     return ChatRequest(**fields)
 
 
 def unpack_message(body: dict[str, Any]) -> Message:
     """The message that ``asdict`` made."""
     return Message(**{**body, "tool_calls": tuple(ToolCall(**call) for call in body["tool_calls"])})
+
+
+def _unpack_tools(body: dict[str, Any]) -> Tools:
+    return Tools(**{**body, "functions": tuple(Tool(**function) for function in body["functions"])})
 
 
 def pack_model(model: Model) -> dict[str, Any]:
@@ -156,6 +163,11 @@ def _unpack_finish(item: list[Any]) -> Finish:
     return Finish(**body)
 
 
+def _pack_progress(event: Progress) -> list[Any]:
+    usage = [[event.usage.prompt_tokens, 0, event.usage.cached_tokens]] if event.usage else []
+    return ["p", event.stage, event.fraction, event.detail, *usage]
+
+
 def pack_event(event: Event) -> list[Any]:
     """An event as a short JSON list, its kind first."""
     match event:
@@ -166,7 +178,7 @@ def pack_event(event: Event) -> list[Any]:
         case ToolCallDelta():
             return ["c", event.index, event.id, event.name, event.arguments]
         case Progress():
-            return ["p", event.stage, event.fraction, event.detail]
+            return _pack_progress(event)
         case Finish():
             return _pack_finish(event)
 
@@ -181,7 +193,7 @@ def unpack_event(item: list[Any]) -> Event:
         case "c":
             return ToolCallDelta(*item[1:])
         case "p":
-            return Progress(*item[1:])
+            return Progress(*item[1:4], *(Usage(*counts) for counts in item[4:]))
         case "f":
             return _unpack_finish(item)
     raise ValueError(f"a worker sent an event of the unknown kind {item[0]!r}")

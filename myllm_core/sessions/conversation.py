@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -9,7 +10,17 @@ from typing import Any
 
 from myllm_core.errors import InvalidRequest, SessionConflict
 from myllm_core.session_store import NewMessage, SessionStore, Status, StoredMessage
-from myllm_core.types import Event, Finish, Message, ReasoningDelta, TextDelta, ToolCallDelta, Usage
+from myllm_core.types import (
+    Event,
+    Finish,
+    FinishReason,
+    Message,
+    ReasoningDelta,
+    TextDelta,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+)
 
 _TRIES = 20  # another process may move the tip between our two calls
 
@@ -97,7 +108,61 @@ def _check_text(text: str) -> None:
 
 
 def _same(one: Sequence[Message], other: Sequence[Message]) -> bool:
-    return [(m.role, m.content) for m in one] == [(m.role, m.content) for m in other]
+    return list(map(_identity, one)) == list(map(_identity, other))
+
+
+def _identity(message: Message) -> tuple[Any, ...]:
+    # clients write arguments anew (spaces, order), but leave a call's id and name as they were
+    calls = [(call.id, call.name) for call in message.tool_calls]
+    return message.role, message.content, calls, message.tool_call_id
+
+
+class Said:
+    """What a reply has said so far."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: dict[int, ToolCall] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._text or self._reasoning or self._calls)
+
+    def take(self, event: Event) -> None:
+        """Take an event in."""
+        match event:
+            case TextDelta():
+                self._text.append(event.text)
+            case ReasoningDelta():
+                self._reasoning.append(event.text)
+            case ToolCallDelta():
+                call = self._calls.get(event.index, ToolCall("", "", ""))
+                self._calls[event.index] = ToolCall(
+                    call.id or event.id or "", call.name or event.name or "", call.arguments + event.arguments
+                )
+
+    def message(self, reason: FinishReason) -> Message:
+        """The reply as a message.
+
+        A call that the end of the reply cut is kept as text, and so is every call of a reply that was interrupted:
+        nobody will answer it, and a call without a result can't be gone on from.
+        """
+        interrupted = reason in ("cancelled", "error")
+        text, calls = list(self._text), []
+        for index in sorted(self._calls):
+            call = self._calls[index]
+            if interrupted or not _is_object(call.arguments):
+                text.append(f'{{"name": {json.dumps(call.name)}, "arguments": {call.arguments}')
+            else:
+                calls.append(call)
+        return Message("assistant", "".join(text), "".join(self._reasoning), tuple(calls))
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def keep_turn(

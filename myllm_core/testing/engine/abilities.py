@@ -15,7 +15,7 @@ from myllm_core.errors import MyllmError, UnsupportedError
 from myllm_core.testing.engine.given import FREE, GREEDY, EngineCase, EngineFixtures, ask, ask_together, question
 from myllm_core.types import CompletionRequest, Grammar
 
-CAPABILITIES = frozenset({"chat", "complete", "embed", "grammar", "logprobs", "vision"})
+CAPABILITIES = frozenset({"chat", "complete", "embed", "grammar", "logprobs", "tools", "vision"})
 _SCHEMA = {
     "type": "object",
     "properties": {"age": {"type": "integer", "minimum": 0, "maximum": 99}, "name": {"enum": ["Ada", "Grüße 漢"]}},
