@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from myllm_core.errors import ConfigError, MyllmError
 from myllm_core.plugins import Plugins, load_plugins
 from myllm_core.settings import Settings, load_settings
+from myllm_server.allocator import share_one_heap
 from myllm_server.records import log_to_stderr
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def serve(settings: Settings, plugins: Plugins, *, reload: bool = False, no_auth
     ends at once, and the code is 128 and its number. 1 when the address can't be bound. ``reload`` starts again
     when Python files below the working directory change.
     """
+    share_one_heap()
     log_to_stderr(settings)
     try:
         listener = _bind(settings.host, settings.port)
@@ -148,6 +150,7 @@ def reloaded_app() -> FastAPI:
     from myllm_core.runtime.runtime import Runtime
     from myllm_server.app import create_app
 
+    share_one_heap()
     settings = load_settings()
     log_to_stderr(settings)
     plugins = load_plugins(settings.disabled_plugins)
