@@ -33,10 +33,11 @@ class Reply:
         seconds = timings.generation or self.total - (self.first or 0.0)
         speed = f"{usage.completion_tokens / seconds:.1f} tokens/s, " if seconds > 0 else ""
         first = f"first token after {self.first:.2f} s, " if self.first is not None else ""
+        engine = f", engine {self.finish.engine}" if self.finish.engine else ""
         cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
         return (
             f"{speed}{first}{usage.prompt_tokens} prompt tokens{cached}, "
-            f"{usage.completion_tokens} completion tokens, {self.total:.2f} s in all"
+            f"{usage.completion_tokens} completion tokens, {self.total:.2f} s in all{engine}"
         )
 
 

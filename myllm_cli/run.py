@@ -104,7 +104,15 @@ def run(
     from myllm_cli.missing import installed_name
 
     wishes = Wishes(
-        installed_name(cli, model, pull), options, look, system, session, resume_last, engine, load_options, stats
+        installed_name(cli, model, pull),
+        options,
+        look,
+        system,
+        session,
+        resume_last,
+        engine,
+        load_options,
+        stats or cli.verbose,
     )
     if question is None:
         from myllm_cli.chat import chat

@@ -109,7 +109,9 @@ GENERATE = answer(
     {"text": ", there was a small village.", "model": _MODEL, **_END},
     _TOKENS + 'data: {"done":true,"full_text":"Blue light"}\n\n',
 )
-EMBEDDINGS = answer("The vectors", {"embeddings": [0.12, -0.4, 0.07], "model": _MODEL, "usage": _USAGE})
+EMBEDDINGS = answer(
+    "The vectors", {"embeddings": [0.12, -0.4, 0.07], "model": _MODEL, "usage": _USAGE, "engine": "llamacpp"}
+)
 
 _MODEL_ENTRY = {
     "name": "smollm2:135m",
@@ -136,6 +138,33 @@ _LOADED = {
 }
 MODELS = answer("The installed models", {"models": [_MODEL_ENTRY]})
 MODEL = answer("The model", _MODEL_ENTRY)
+EXPLAINED = answer(
+    "What each engine says",
+    {
+        "model": "smollm2:135m",
+        "format": "gguf",
+        "engine": "llamacpp",
+        "why": "llamacpp is the only engine here that can run it",
+        "preferred": "",
+        "free_memory": 8123456789,
+        "engines": [
+            {
+                "engine": "llamacpp",
+                "plugin": "llamacpp",
+                "formats": ["gguf"],
+                "score": 100,
+                "reason": "made for gguf files",
+                "missing": None,
+                "install": None,
+                "memory": 410763776,
+                "device_memory": 0,
+                "problem": "",
+                "chosen": True,
+            }
+        ],
+        "broken": [],
+    },
+)
 LOADED = answer("The model is loaded", {**_LOADED, "status": "loaded"})
 UNLOADED = answer("The model is not loaded", {"name": "smollm2:135m", "status": "available"})
 PS = answer("The loaded models", {"models": [_LOADED]})

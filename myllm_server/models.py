@@ -42,6 +42,12 @@ async def show_model(request: Request, name: Name) -> Response:
     return json_response(_entry(model, loaded))
 
 
+@router.get("/models/{name}/explain", responses=examples.EXPLAINED)
+async def explain_model(request: Request, name: Name) -> Response:
+    """Say which engine runs a model and why, and what every other one says of it."""
+    return json_response(asdict(await asyncio.to_thread(runtime_of(request).explain, name)))
+
+
 @router.post("/models/{name}/load", responses=examples.LOADED)
 async def load_model(
     request: Request, name: Name, body: Annotated[LoadBody | None, Body(openapi_examples=examples.LOAD_BODIES)] = None

@@ -103,10 +103,12 @@ async def embeddings(
 ) -> Response:
     """Make vectors of texts: one vector for a string, a list of vectors for a list."""
     inputs = [body.input] if isinstance(body.input, str) else body.input
-    made = await attended(request.receive, runtime_of(request).embed(body.model, inputs, keep_alive=body.keep_alive))
+    runtime = runtime_of(request)
+    engine = runtime.engine_of(body.model)
+    made = await attended(request.receive, runtime.embed(body.model, inputs, keep_alive=body.keep_alive))
     vectors = made.vectors[0] if isinstance(body.input, str) else made.vectors
     usage = _usage(Usage(prompt_tokens=made.prompt_tokens))
-    return json_response({"embeddings": vectors, "model": body.model, "usage": usage})
+    return json_response({"embeddings": vectors, "model": body.model, "usage": usage, "engine": engine})
 
 
 def _stream(

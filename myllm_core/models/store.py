@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from myllm_core.errors import (
@@ -170,6 +171,18 @@ class ModelStore:
         write_manifest(folder / MANIFEST, manifest)
         collect(folder, kept=_revisions(manifest), replaced=before)
         return Model(manifest, folder)
+
+    def prefer_engine(self, name: str, engine: str) -> Model:
+        """Keep in a model's manifest that ``engine`` runs it; empty: whichever fits best.
+
+        Raises as ``get`` does, ``Overloaded`` while the model is being pulled, and ``StorageError``.
+        """
+        installed = self._resolve(name)
+        with self.lock(installed):
+            model = self.get(installed)
+            manifest = replace(model.manifest, engine=engine)
+            write_manifest(model.folder / MANIFEST, manifest)
+        return Model(manifest, model.folder)
 
     def _folder(self, name: str) -> Path:
         # Every path to a model is made here, from a checked name: no name leads out of the models directory.

@@ -43,8 +43,8 @@ def _probe(engine: type[Engine], model: Model) -> Support:
     return support if isinstance(support, Support) else Support(0, f"its probe gave {shown(support)}, no Support")
 
 
-def memory_needed(engine: type[Engine], model: Model, options: Mapping[str, Any]) -> int:
-    """Bytes of memory that loading will take, by the engine's own estimate. Raises ``EngineError``."""
+def estimated(engine: type[Engine], model: Model, options: Mapping[str, Any]) -> MemoryEstimate:
+    """The memory that loading will take, by the engine itself. Raises ``EngineError``, or its own ``MyllmError``."""
     try:
         with guarded():
             estimate: Any = engine.estimate(model, options)
@@ -54,7 +54,7 @@ def memory_needed(engine: type[Engine], model: Model, options: Mapping[str, Any]
         raise EngineError(f"the {engine.name} engine can't estimate the memory of {model.name}: {error}") from error
     if not isinstance(estimate, MemoryEstimate):
         raise EngineError(f"the {engine.name} engine estimated {shown(estimate)}, no MemoryEstimate")
-    return estimate.host
+    return estimate
 
 
 def choose_engine(model: Model, plugins: Plugins, wanted: str | None = None) -> Candidate:

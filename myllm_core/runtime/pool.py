@@ -19,7 +19,7 @@ from typing import Any
 from myllm_core.errors import EngineError, MyllmError, OutOfMemory, Overloaded, WorkerDied
 from myllm_core.models.manifest import Model
 from myllm_core.plugins import Plugins
-from myllm_core.runtime.choose import choose_engine, load_options, memory_needed
+from myllm_core.runtime.choose import choose_engine, estimated, load_options
 from myllm_core.runtime.handle import Handle, LoadOrder
 from myllm_core.runtime.memory import free_memory, readable
 from myllm_core.runtime.observe import Observer
@@ -222,7 +222,7 @@ class Pool:
         """What the engine estimates, on a thread: it may read files, and a stranger's may hang."""
         try:
             async with asyncio.timeout(None if math.isinf(order.load_timeout) else order.load_timeout):
-                return await asyncio.to_thread(memory_needed, order.engine, order.model, order.options)
+                return (await asyncio.to_thread(estimated, order.engine, order.model, order.options)).host
         except TimeoutError:
             raise EngineError(
                 f"the {order.engine.name} engine didn't say within {order.load_timeout:g} s how much memory "

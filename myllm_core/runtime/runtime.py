@@ -17,7 +17,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakValueDictionary
 
 from myllm_core.chat.shape import check_conversation, check_tools
@@ -52,6 +52,9 @@ from myllm_core.types import (
     Request,
     Tools,
 )
+
+if TYPE_CHECKING:
+    from myllm_core.runtime.explain import Explanation
 
 T = TypeVar("T")
 
@@ -199,6 +202,16 @@ class Runtime:
     async def unload(self, model: str) -> bool:
         """Unload a model when its running requests have ended; False when it wasn't loaded."""
         return await self._pool.unload(self.models.get(model).name)
+
+    def explain(self, model: str) -> Explanation:
+        """Which engine runs a model, why, and what each other one says of it. Asks plugins: call it on a thread."""
+        from myllm_core.runtime.explain import explain
+
+        return explain(self.models.get(model), self.plugins, self.settings)
+
+    def engine_of(self, model: str) -> str:
+        """The name of the engine that the next request for a model runs on. Raises as ``chat`` does."""
+        return self._pool.order(self.models.get(model), None, None).engine.name
 
     def loaded(self) -> list[Loaded]:
         """The models that are loaded now, by name."""

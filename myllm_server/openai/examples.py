@@ -7,6 +7,7 @@ from typing import Any
 from myllm_server.examples import Responses, answer, bodies
 
 _MODEL = "smollm2"
+_MADE_BY = "myllm-0.1.0-llamacpp"
 _USAGE = {
     "prompt_tokens": 36,
     "completion_tokens": 9,
@@ -62,13 +63,15 @@ EMBEDDINGS_BODIES = bodies(
 
 
 def _document(kind: str, identity: str, choice: dict[str, Any]) -> dict[str, Any]:
-    about = {"id": identity, "object": kind, "created": 1767268800, "model": _MODEL, "system_fingerprint": None}
+    about = {"id": identity, "object": kind, "created": 1767268800, "model": _MODEL, "system_fingerprint": _MADE_BY}
     ending = {"index": 0, "logprobs": None, "finish_reason": "stop"}
     return {**about, "choices": [choice | ending], "usage": _USAGE}
 
 
 def _chunk(kind: str, identity: str, choice: str) -> str:
-    about = f'"id":"{identity}","object":"{kind}","created":1767268800,"model":"{_MODEL}","system_fingerprint":null'
+    about = (
+        f'"id":"{identity}","object":"{kind}","created":1767268800,"model":"{_MODEL}","system_fingerprint":"{_MADE_BY}"'
+    )
     return f'data: {{{about},"choices":[{{"index":0,{choice},"logprobs":null,"finish_reason":null}}]}}\n\n'
 
 

@@ -61,8 +61,8 @@ class ChatChunks(_Chunks):
     All choices begin together, in their order: OpenAI's own client takes the first chunk to be the first choice's.
     """
 
-    def __init__(self, model: str, choices: int, include_usage: bool) -> None:
-        super().__init__(shapes.head("chatcmpl", "chat.completion.chunk", model), include_usage)
+    def __init__(self, model: str, engine: str, choices: int, include_usage: bool) -> None:
+        super().__init__(shapes.head("chatcmpl", "chat.completion.chunk", model, engine), include_usage)
         roles = {"delta": {"role": "assistant", "content": ""}}
         self._opening = b"".join(self._chunk(index, roles) for index in range(choices))
         self._before = [self._head + b'{"index":%d,"delta":{"content":' % index for index in range(choices)]
@@ -93,8 +93,8 @@ class ChatChunks(_Chunks):
 class CompletionChunks(_Chunks):
     """A streamed completion. ``echoed`` has what each choice begins with."""
 
-    def __init__(self, model: str, echoed: Sequence[str], include_usage: bool) -> None:
-        super().__init__(shapes.head("cmpl", "text_completion", model), include_usage)
+    def __init__(self, model: str, engine: str, echoed: Sequence[str], include_usage: bool) -> None:
+        super().__init__(shapes.head("cmpl", "text_completion", model, engine), include_usage)
         self._echoed = list(echoed)
         self._logprobs = [shapes.LegacyLogprobs(len(text)) for text in echoed]
         self._before = [self._head + b'{"index":%d,"text":' % index for index in range(len(echoed))]

@@ -51,14 +51,19 @@ async def chat_completions(
     """
     messages, answers = body.to_core()
     runtime, client = runtime_of(request), client_of(request, body.user)
+    engine = runtime.engine_of(body.model)
     generations = [runtime.chat(body.model, messages, options=options, client=client) for options in answers]
     if body.stream:
         return _stream(
-            request, body, generations, ChatChunks(body.model, len(generations), body.include_usage), len(answers)
+            request,
+            body,
+            generations,
+            ChatChunks(body.model, engine, len(generations), body.include_usage),
+            len(answers),
         )
     choices, counts = await _whole(request, generations, len(answers))
     return _document(
-        shapes.head("chatcmpl", "chat.completion", body.model),
+        shapes.head("chatcmpl", "chat.completion", body.model, engine),
         [shapes.chat_choice(index, events, bool(body.logprobs)) for index, events in enumerate(choices)],
         counts,
         ignored(body),
@@ -72,15 +77,16 @@ async def completions(
     """Continue raw prompts, without a chat template: 16 tokens when `max_tokens` isn't given."""
     prompts, answers = body.to_core()
     runtime, client = runtime_of(request), client_of(request, body.user)
+    engine = runtime.engine_of(body.model)
     asked = [(prompt, options) for prompt in prompts for options in answers]
     generations = [runtime.generate(body.model, prompt, options=options, client=client) for prompt, options in asked]
     echoed = [prompt if body.echo else "" for prompt, _ in asked]
     if body.stream:
-        chunks = CompletionChunks(body.model, echoed, body.include_usage)
+        chunks = CompletionChunks(body.model, engine, echoed, body.include_usage)
         return _stream(request, body, generations, chunks, len(answers))
     choices, counts = await _whole(request, generations, len(answers))
     return _document(
-        shapes.head("cmpl", "text_completion", body.model),
+        shapes.head("cmpl", "text_completion", body.model, engine),
         [
             shapes.completion_choice(index, events, echoed[index], body.logprobs is not None)
             for index, events in enumerate(choices)

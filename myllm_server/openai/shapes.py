@@ -7,16 +7,25 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+from myllm_core import __version__
 from myllm_core.chat.text import utf8_decoder
 from myllm_core.errors import EngineError
 from myllm_core.types import Event, Finish, PositionLogprobs, ReasoningDelta, TextDelta, ToolCallDelta, Usage
 from myllm_server.logprobs import finite, logprob
 
 
-def head(prefix: str, kind: str, model: str) -> dict[str, Any]:
-    """The fields that an answer begins with, the same in all chunks of a stream."""
-    identity = f"{prefix}-{uuid.uuid4().hex}"
-    return {"id": identity, "object": kind, "created": int(time.time()), "model": model, "system_fingerprint": None}
+def head(prefix: str, kind: str, model: str, engine: str) -> dict[str, Any]:
+    """The fields that an answer begins with, the same in all chunks of a stream.
+
+    The fingerprint says what made it, as far as a dialect without engines can: myllm's version and the engine.
+    """
+    return {
+        "id": f"{prefix}-{uuid.uuid4().hex}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": model,
+        "system_fingerprint": f"myllm-{__version__}-{engine}",
+    }
 
 
 def usage(counts: Usage) -> dict[str, Any]:

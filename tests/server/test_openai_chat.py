@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from myllm_core import __version__
 from support.server import Answer, LiveServer, StartServer, eventually, read_until
 
 USAGE = {
@@ -57,7 +58,7 @@ def test_a_document(live: LiveServer) -> None:
     assert body == {
         "object": "chat.completion",
         "model": "echo",
-        "system_fingerprint": None,
+        "system_fingerprint": f"myllm-{__version__}-echo",
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
         "usage": USAGE,
     }

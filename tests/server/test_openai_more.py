@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from myllm_core import __version__
 from support.server import Answer, LiveServer, StartServer, install_echo
 
 
@@ -27,7 +28,7 @@ def test_a_completion(live: LiveServer) -> None:
     assert body == {
         "object": "text_completion",
         "model": "echo",
-        "system_fingerprint": None,
+        "system_fingerprint": f"myllm-{__version__}-echo",
         "choices": [{"index": 0, "text": "one two", "logprobs": None, "finish_reason": "stop"}],
         "usage": {
             "prompt_tokens": 2,
