@@ -1,11 +1,11 @@
-# make            install everything into .venv (quick when that has been done)
+# make            install what make chat needs, and the tools, into .venv (quick when that has been done)
 # make chat       talk to a model; PROMPT="…" answers once; MODEL=… takes another one
-# make test       run all tests; ARGS="-k name" goes to pytest
+# make test       install the other plugins too, large ones, and run all tests; ARGS="-k name" goes to pytest
 # make lint       check style, types and layers
 # make format     mend style
 # make bench      compare the speed with other programs', about 12 minutes; ARGS="--quick --force" for a first look
 # make soak       200 clients for 10 minutes, and a worker that is killed every 30 s; ARGS="--minutes 1" changes that
-# make clean      delete what was built and cached, but not .venv
+# make clean      delete what was built and cached, but not .venv and .venvs
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,6 +14,15 @@ STAMP := $(VENV)/.installed
 BENCH_VENV := .venvs/bench
 BENCH_STAMP := $(BENCH_VENV)/.installed
 PROJECTS := . $(patsubst %/,%,$(dir $(wildcard plugins/*/pyproject.toml docs/examples/*/pyproject.toml)))
+# A plugin's pyproject.toml may say, under [tool.myllm], who installs it here: development = "tests", make test (it is
+# large); development = "alone", make test into .venvs/NAME (its needs conflict with the others').
+saying = $(patsubst %/,%,$(dir $(shell grep -ls '^development = "$(1)"' plugins/*/pyproject.toml)))
+LARGE := $(call saying,tests)
+ALONE := $(call saying,alone)
+LIGHT := $(filter-out $(LARGE) $(ALONE),$(PROJECTS))
+TEST_STAMP := $(VENV)/.installed-tests
+ALONE_STAMPS := $(ALONE:plugins/%=.venvs/%/.installed)
+ALONE_TESTS := $(ALONE:plugins/%=test-%)
 MODEL ?= smollm2
 # Prebuilt CPU wheels of llama-cpp-python, by its author; LLAMA_WHEELS= (empty) compiles instead.
 LLAMA_WHEELS ?= https://abetlen.github.io/llama-cpp-python/whl/cpu
@@ -26,27 +35,43 @@ override PROMPT :=
 endif
 export PROMPT PYTHON VENV LLAMA_WHEELS BENCH_VENV
 
-.PHONY: all chat test lint format bench soak clean
+.PHONY: all chat test test-main $(ALONE_TESTS) lint format bench soak clean
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+space := $(subst x,,x x)
 
 all: $(STAMP)
 	@echo "Installed in $(VENV). Next: make chat, or $(BIN)/myllm --help"
 
-$(STAMP): scripts/install $(PROJECTS:%=%/pyproject.toml)
-	@scripts/install $(PROJECTS)
+$(STAMP): scripts/install $(LIGHT:%=%/pyproject.toml)
+	@scripts/install $(LIGHT)
+	@touch $@
+
+$(TEST_STAMP): $(STAMP) scripts/constraints.txt $(LARGE:%=%/pyproject.toml)
+	@scripts/install $(LIGHT) $(LARGE)
+	@touch $@
+
+$(ALONE_STAMPS): .venvs/%/.installed: plugins/%/pyproject.toml pyproject.toml scripts/install scripts/constraints.txt
+	@VENV=.venvs/$* GROUP=test scripts/install . plugins/$*
 	@touch $@
 
 chat: $(STAMP)
 	@if [ -n "$$PROMPT" ]; then $(BIN)/myllm run $(MODEL) --pull -- "$$PROMPT" </dev/null; else $(BIN)/myllm run $(MODEL) --pull; fi
 
-test: $(STAMP)
+test: test-main $(if $(ARGS),,$(ALONE_TESTS))
+
+test-main: $(TEST_STAMP)
 	$(BIN)/pytest $(ARGS)
+
+$(ALONE_TESTS): test-%: .venvs/%/.installed
+	.venvs/$*/bin/pytest $(or $(ARGS),plugins/$*)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	PYTHONPATH=$(subst $(space),:,$(wildcard plugins/*)) $(BIN)/lint-imports
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -64,4 +89,4 @@ soak: $(STAMP)
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find . -path ./$(VENV) -prune -o -type d \( -name __pycache__ -o -name '*.egg-info' \) -print | xargs rm -rf
+	find . \( -path ./$(VENV) -o -path ./.venvs \) -prune -o -type d \( -name __pycache__ -o -name '*.egg-info' \) -print | xargs rm -rf

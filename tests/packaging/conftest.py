@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from support.packages import PROJECTS, Environment, Wheel, build
+from support.packages import PROJECTS, Environment, Wheel, build, development
 
 
 @pytest.fixture(scope="session")
@@ -22,14 +22,15 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Wheel]:
 def environment(wheels: dict[str, Wheel], tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """All wheels in an environment without anything else.
 
-    llama-cpp-python is left out, since it may have to be compiled: its plugin must bear that.
+    What large plugins need is left out, and llama-cpp-python, which may have to be compiled: they must bear that.
     """
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True, timeout=60)
     (folder / "home").mkdir()
     environment = Environment(folder / "venv", folder / "home")
-    environment.install(*(wheel.path for name, wheel in wheels.items() if name != "myllm_llamacpp"))
-    environment.install("--no-deps", wheels["myllm_llamacpp"].path)
+    bare = [wheel for name, wheel in wheels.items() if name == "myllm_llamacpp" or development(wheel.project)]
+    environment.install(*(wheel.path for wheel in wheels.values() if wheel not in bare))
+    environment.install("--no-deps", *(wheel.path for wheel in bare))
     return environment
 
 

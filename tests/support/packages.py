@@ -16,6 +16,12 @@ ROOT = Path(__file__).parents[2]
 PROJECTS = [ROOT, *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))]
 
 
+def development(project: Path) -> str:
+    """Who installs a plugin in a checkout: ``tests``, ``alone`` or empty; see the Makefile."""
+    about = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
+    return str(about.get("tool", {}).get("myllm", {}).get("development", ""))
+
+
 @dataclass(frozen=True)
 class Wheel:
     """A built wheel and the project it was built from."""
