@@ -25,7 +25,7 @@ from myllm_core.models.gguf_bytes import ByteReader
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
-_STRING, _ARRAY, _BOOL, _UINT32 = 8, 9, 7, 4
+_STRING, _ARRAY, _BOOL, _UINT32, _FLOAT32 = 8, 9, 7, 4, 6
 _SCALARS = {
     kind: struct.Struct(f"<{code}")
     for kind, code in {
@@ -48,7 +48,14 @@ _MAX_KEY = 65_535
 _MIN_KEY_BYTES = 8 + 1 + 4 + 1
 _MIN_TENSOR_BYTES = 8 + 4 + 4 + 8
 
-_TEXT_KEYS = ("general.architecture", "general.name", "general.license", "general.type", "tokenizer.chat_template")
+_TEXT_KEYS = (
+    "general.architecture",
+    "general.name",
+    "general.license",
+    "general.type",
+    "adapter.type",
+    "tokenizer.chat_template",
+)
 _NUMBER_KEYS = {"general.file_type": 2**31, "split.no": 65_535, "split.count": 65_535}
 _MODEL_KEYS = {
     "block_count": 4096,
@@ -165,6 +172,8 @@ def _read_metadata(reader: ByteReader, count: int) -> dict[str, Any]:
         kind = reader.number(_U32)
         if key == "general.alignment" and kind != _UINT32:
             reader.fail("general.alignment is no uint32")
+        if key == "adapter.lora.alpha" and kind != _FLOAT32:
+            reader.fail("adapter.lora.alpha is no float32")
         metadata[key] = _read_value(reader, kind)
     _check_metadata(reader, metadata)
     return metadata

@@ -102,6 +102,7 @@ class Context:
         if not handle:
             raise explain(lines, "llama.cpp can't make a context for this model")
         self.handle: int | None = handle
+        model.apply_adapters(handle)
         self.vocab_size = model.vocab_size
         self.embedding_width = model.embedding_width
         self.memory: int | None = self._api.llama_get_memory(handle)

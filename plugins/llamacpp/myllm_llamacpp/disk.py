@@ -13,7 +13,7 @@ import shutil
 import stat
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,6 +28,7 @@ from myllm_core.errors import IntegrityError
 from myllm_core.models.disk import open_regular
 from myllm_llamacpp.bindings import library, logger
 from myllm_llamacpp.context import Ints
+from myllm_llamacpp.lora import Adapter
 from myllm_llamacpp.options import LoadSettings
 from myllm_llamacpp.states import State
 
@@ -178,17 +179,18 @@ def default_folder() -> Path:
     return platformdirs.user_cache_path("myllm") / "kv"
 
 
-def model_key(model: Model, settings: LoadSettings) -> bytes | None:
+def model_key(model: Model, settings: LoadSettings, adapters: Iterable[Adapter] = ()) -> bytes | None:
     """A hash of all that decides what llama.cpp keeps of a sequence; None for weights of unknown content."""
     weights = [(file.sha256, path.stat()) for file, path in zip(model.manifest.files, model.paths, strict=True)]
     if not all(sha256 for sha256, _ in weights):
         return None
     streams = 0 if settings.kv_unified else settings.n_parallel
     build = Path(library().api._lib._name).stat()
-    parts = [
+    parts: list[Any] = [
         [(sha256, about.st_size, about.st_mtime_ns) for sha256, about in weights],
         [settings.keys, settings.type_v, settings.flash_attn, settings.swa_full, streams],
         [version("llama-cpp-python"), build.st_size, build.st_mtime_ns],
+        *([adapter.digest, adapter.scale] for adapter in adapters if settings.cache_disk),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).digest()
 

@@ -19,6 +19,7 @@ from myllm_llamacpp.options import LOAD_OPTIONS, LoadSettings, parse_load_option
 if TYPE_CHECKING:
     from myllm_llamacpp.context import Context
     from myllm_llamacpp.disk import Disk
+    from myllm_llamacpp.files import Files
     from myllm_llamacpp.model import Model as LlamaModel
     from myllm_llamacpp.saver import Saver
     from myllm_llamacpp.scheduler import Scheduler, Stats
@@ -70,13 +71,14 @@ class LlamaCppEngine(TokenEngine):
     @classmethod
     def estimate(cls, model: Model, options: Mapping[str, Any]) -> MemoryEstimate:
         """Weights, KV cache and buffers, from the file's metadata. Raises ``IntegrityError`` for a damaged one."""
-        from myllm_core.models.gguf import read_gguf
         from myllm_llamacpp import hardware, memory
+        from myllm_llamacpp.files import files_of
 
         settings = parse_load_options(options)
-        shape = memory.shape_of(read_gguf(model.paths[0]))
+        files = files_of(model, settings)
+        shape = memory.shape_of(files.headers[0])
         gpu = hardware.has_gpu_backend()
-        return memory.estimate(shape, settings, model.manifest.size, hardware.free_memory(), gpu)
+        return memory.estimate(shape, settings, files.size, hardware.free_memory(), gpu)
 
     @classmethod
     def load(cls, model: Model, options: Mapping[str, Any], progress: LoadProgress) -> Self:
@@ -85,34 +87,27 @@ class LlamaCppEngine(TokenEngine):
         Raises ``InvalidOption``, ``EngineError`` (``EngineMissing``, ``OutOfMemory``), and ``IntegrityError`` for a
         file that isn't whole: it is checked before llama.cpp sees it.
         """
-        from myllm_core.models.gguf import read_gguf
+        from myllm_llamacpp.files import files_of
 
         settings = parse_load_options(options)
-        weights = [path for path in model.paths if path.suffix == ".gguf" and "mmproj" not in path.name.lower()]
-        if not weights:
-            raise EngineError(f"{model.name} has no gguf file; pull it again")
-        headers = [read_gguf(path) for path in weights]
-        kind = headers[0].metadata.get("general.type", "model")
-        if kind != "model":
-            raise EngineError(f"{weights[0].name} is of type {kind}, which can't be run by itself; pull a model")
-        return cls._load(model, weights, settings, _room(headers[0], weights, settings), progress)
+        files = files_of(model, settings)
+        return cls._load(model, files, settings, _room(files, settings), progress)
 
     @classmethod
-    def _load(
-        cls, model: Model, weights: list[Path], settings: LoadSettings, tokens: int, progress: LoadProgress
-    ) -> Self:
+    def _load(cls, model: Model, files: Files, settings: LoadSettings, tokens: int, progress: LoadProgress) -> Self:
         try:
             from myllm_llamacpp.disk import model_key
             from myllm_llamacpp.model import Model as LlamaModel
         except (ImportError, RuntimeError) as error:
             raise EngineMissing(f"llama.cpp can't be used here: {error}; try: {_INSTALL}") from error
         with ExitStack() as undo:
-            loaded = LlamaModel(weights, settings, lambda fraction: progress(fraction * _WEIGHTS_PROGRESS))
+            loaded = LlamaModel(files.weights, settings, lambda fraction: progress(fraction * _WEIGHTS_PROGRESS))
             undo.callback(loaded.close)
+            loaded.adapt(files.adapters)
             context = _context(loaded, settings, tokens)
             if context is not None:
                 undo.callback(context.close)
-            engine = cls(loaded, context, settings, model_key(model, settings))
+            engine = cls(loaded, context, settings, model_key(model, settings, files.adapters))
             progress(1.0)
             undo.pop_all()
         return engine
@@ -176,12 +171,12 @@ class LlamaCppEngine(TokenEngine):
             self._saver = None
 
 
-def _room(header: Any, weights: list[Path], settings: LoadSettings) -> int:
+def _room(files: Files, settings: LoadSettings) -> int:
     """The tokens of cache to allocate. Raises ``OutOfMemory``: Linux would grant the memory, then kill the process."""
     from myllm_llamacpp import hardware, memory
 
-    size, free = sum(path.stat().st_size for path in weights), hardware.free_memory()
-    shape = memory.shape_of(header)
+    size, free = files.size, hardware.free_memory()
+    shape = memory.shape_of(files.headers[0])
     on_gpu = settings.n_gpu_layers != 0 and hardware.has_gpu_backend()
     needed = sum(shape.total(settings, size, free)) + (0 if settings.use_mmap else size)
     if needed > free and not on_gpu:

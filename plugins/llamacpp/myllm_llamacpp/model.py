@@ -12,6 +12,7 @@ from myllm_core.engine import LoadProgress
 from myllm_core.errors import EngineError, OutOfMemory
 from myllm_llamacpp.bindings import library
 from myllm_llamacpp.hardware import free_memory
+from myllm_llamacpp.lora import Adapter
 from myllm_llamacpp.options import LoadSettings
 
 # llama_token_attr of llama.h
@@ -43,6 +44,7 @@ class Model:
         lead = self.tokenize("a") if self.vocab_size else []
         self._space_prefix = bool(lead) and self.piece(lead[0]).startswith(b" ")
         self._newline = self._tokens("\n", False) if self._space_prefix else []
+        self._adapters: list[tuple[Any, float]] = []
 
     def _load(self, paths: Sequence[Path], settings: LoadSettings, progress: LoadProgress) -> int:
         watch = _Watch(progress)
@@ -64,6 +66,23 @@ class Model:
         if not handle:
             raise explain(lines, f"llama.cpp can't load {paths[0].name}")
         return int(handle)
+
+    def adapt(self, adapters: Iterable[Adapter]) -> None:
+        """Load adapters; contexts that are made after this use them. Raises ``EngineError``."""
+        for adapter in adapters:
+            with self._lib.log.capture() as lines:
+                handle = self._api.llama_adapter_lora_init(self.handle, _bytes(adapter.path))
+            if not handle:
+                raise explain(lines, f"llama.cpp can't load the adapter {adapter.path.name}")
+            self._adapters.append((handle, adapter.scale))
+
+    def apply_adapters(self, context: int) -> None:
+        """Let a context use the adapters that were loaded."""
+        count = len(self._adapters)
+        if count:
+            handles = (self._api.llama_adapter_lora_p_ctypes * count)(*(handle for handle, _ in self._adapters))
+            scales = (ctypes.c_float * count)(*(scale for _, scale in self._adapters))
+            self._api.llama_set_adapters_lora(context, handles, count, scales)
 
     def _load_mode(self, settings: LoadSettings) -> int:
         modes = {
@@ -210,7 +229,7 @@ class Model:
         return buffer.value.decode(errors="replace") if count >= 0 else ""
 
     def close(self) -> None:
-        """Free the weights. Contexts of this model must have been closed before."""
+        """Free the weights and adapters. Contexts of this model must have been closed before."""
         if self.handle is not None:
             self._api.llama_model_free(self.handle)
             self.handle = None

@@ -57,6 +57,7 @@ class LoadSettings(BaseModel):
         "auto",
         description="auto: guess tokens from what was said before, where that proves quicker; lookup: always; off",
     )
+    lora: str = Field("", description="LoRA adapters for the model: files as PATH or PATH=SCALE, with commas between")
     cache_ram: int = Field(
         -1,
         ge=-1,
