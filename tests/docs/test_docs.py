@@ -224,5 +224,18 @@ def test_links_to_files_lead_somewhere(path: Path) -> None:
     assert [target for target in local if not (path.parent / target).exists()] == []
 
 
+def test_tests_that_are_named_exist() -> None:
+    names = re.findall(r"`([\w/.]*(?:\.py)?::test_\w+)`", page("docs/THREATS.md"))
+    assert len(names) > 100
+    file = ""
+    missing = []
+    for name in names:
+        path, test = name.split("::")
+        file = path or file
+        if not re.search(rf"^(async )?def {test}\(", page(file), re.MULTILINE):
+            missing.append(f"{file}::{test}")
+    assert missing == []
+
+
 def test_the_hooks_have_a_sentence_each() -> None:
     assert [name for name in hooks() if not inspect.getdoc(getattr(hookspecs, name))] == []
