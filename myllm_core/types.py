@@ -182,11 +182,15 @@ class PositionLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Something long goes on: ``stage`` is ``queue``, ``load`` or ``prompt``; ``fraction`` 0 to 1, if known."""
+    """Something long goes on: ``stage`` is ``queue``, ``load`` or ``prompt``; ``fraction`` 0 to 1, if known.
+
+    The one with ``usage`` says that the prompt has been read, and what it took; it comes with the first token.
+    """
 
     stage: str
     fraction: float | None = None
     detail: str = ""
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +248,15 @@ class Embeddings:
 
     vectors: list[list[float]]
     prompt_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a model reads for a request: the text, and its tokens of a context of ``context_size``."""
+
+    text: str
+    tokens: list[int]
+    context_size: int
 
 
 JSON = dict[str, Any]

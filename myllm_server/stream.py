@@ -151,6 +151,8 @@ class EventStream(Response, Generic[E]):
 
 def comment(progress: Progress) -> bytes:
     """A comment of Server-Sent Events: ``: loading 42 %``, ``: queue 3 waiting``."""
+    if progress.usage:
+        return b""  # the prompt has been read: nothing is waited for any more
     fraction = "" if progress.fraction is None else f"{progress.fraction * 100:.0f} %"
     words = (_DOING.get(progress.stage, progress.stage), fraction, progress.detail)
     return f": {printable(' '.join(filter(None, words)))}\n\n".encode()

@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from myllm_core.chat.prompt import Prepared, Preparer
 from myllm_core.chat.text import ReasoningSplitter, StopMatcher, utf8_decoder
 from myllm_core.engine import Sequence, TokenEngine, TokenOut
-from myllm_core.errors import EngineError, MyllmError
+from myllm_core.errors import EngineError, InvalidRequest, MyllmError
 from myllm_core.types import (
     Event,
     Finish,
     FinishReason,
     PositionLogprobs,
+    Progress,
     ReasoningDelta,
     Request,
     TextDelta,
@@ -27,7 +28,7 @@ from myllm_core.types import (
     Usage,
 )
 
-__all__ = ["Pipeline", "Prepared", "Preparer", "all_pieces", "run_alone"]
+__all__ = ["Pipeline", "Prepared", "Preparer", "all_pieces", "run_alone", "text_of"]
 
 
 class _Reply:
@@ -170,8 +171,13 @@ class Pipeline:
     def _advance(self, reply: _Reply, out: TokenOut) -> list[Event]:
         if out.error is not None:
             return self._end(reply, "error", out.error)
-        if not reply.first:
-            reply.first, reply.cached = time.perf_counter(), out.cached_tokens
+        if reply.first:
+            return self._read(reply, out)
+        reply.first, reply.cached = time.perf_counter(), out.cached_tokens
+        usage = Usage(len(reply.prepared.tokens), 0, reply.cached)
+        return [Progress("prompt", 1.0, usage=usage), *self._read(reply, out)]
+
+    def _read(self, reply: _Reply, out: TokenOut) -> list[Event]:
         if out.token in self._facts.eos_tokens and not reply.endless:
             reply.tokens += 1
             return self._end(reply, "stop")
@@ -224,6 +230,15 @@ class Pipeline:
 def all_pieces(engine: TokenEngine) -> list[bytes]:
     """The bytes of every token of the vocabulary."""
     return [engine.piece(token) for token in range(engine.facts.vocab_size)]
+
+
+def text_of(engine: TokenEngine, tokens: list[int]) -> str:
+    """The text of tokens; control tokens have none. Raises ``InvalidRequest`` for one that the model doesn't have."""
+    size = engine.facts.vocab_size
+    for index, token in enumerate(tokens):
+        if not 0 <= token < size:
+            raise InvalidRequest(f"token {index} is {token}; this model's are 0 to {size - 1}")
+    return b"".join(engine.piece(token) for token in tokens).decode("utf-8", "replace")
 
 
 def run_alone(engine: TokenEngine, request: Request) -> Iterator[Event]:

@@ -15,7 +15,7 @@ from myllm_core.chat.literal import Literals, Tokenize, choose_fence
 from myllm_core.chat.sandbox import compile_template, render
 from myllm_core.engine import ModelFacts
 from myllm_core.errors import ContextLengthError, InvalidRequest, TemplateError
-from myllm_core.types import ChatRequest, ContextReport, Message, Request
+from myllm_core.types import ChatRequest, ContextReport, Message, Prompt, Request
 
 _REPLY_ROOM = 512
 
@@ -118,14 +118,34 @@ class Preparer:
             context_size=size,
         )
 
+    def describe(self, request: Request) -> Prompt:
+        """The whole prompt of a request, though it may not fit the context. Raises as ``prepare``."""
+        if isinstance(request, ChatRequest):
+            if not request.messages:
+                raise InvalidRequest("there are no messages; send at least one")
+            text, fence = self._chat_text(list(request.messages))
+            plain = text.replace(fence[0], "").replace(fence[1], "")
+            tokens = self._literals.tokenize(text, fence, self._tokenize)
+        else:
+            plain, tokens = request.prompt, self._literals.plain(request.prompt, self._tokenize)
+        return Prompt(plain, self._with_bos(tokens), self._facts.context_size)
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        """Token ids of a text; the texts of control tokens are read as such only when ``special``."""
+        return self._tokenize(text, True) if special and text else self._literals.plain(text, self._tokenize)
+
     def _chat_tokens(self, messages: list[Message]) -> tuple[str, list[int]]:
+        text, fence = self._chat_text(messages)
+        return text, self._with_bos(self._literals.tokenize(text, fence, self._tokenize))
+
+    def _chat_text(self, messages: list[Message]) -> tuple[str, tuple[str, str]]:
+        """The rendered conversation, and the fence around what in it must stay literal."""
         values = [_as_dict(message) for message in messages]
         fence = choose_fence(list(_texts(values)))
         values = self._literals.protect(values, fence)
         if not self._takes_system:
             values = _fold_system(values)
-        text = self._render(values)
-        return text, self._with_bos(self._literals.tokenize(text, fence, self._tokenize))
+        return self._render(values), fence
 
     def _render(self, messages: list[dict[str, Any]]) -> str:
         values = {

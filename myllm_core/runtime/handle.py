@@ -129,6 +129,14 @@ class Handle:
         except TimeoutError:
             raise _too_long("the embedding", timeout) from None
 
+    async def look_up(self, what: str, *given: Any, timeout: float = math.inf) -> dict[str, Any]:
+        """What takes no turn: ``prompt`` of a request, ``tokenize``, ``detokenize``. Raises as ``embed`` does."""
+        try:
+            async with asyncio.timeout(None if math.isinf(timeout) else timeout):
+                return await self._ask([what, *given])
+        except TimeoutError:
+            raise _too_long("the answer", timeout) from None
+
     async def ping(self) -> None:
         """Return when the worker's loop answers. Raises ``WorkerDied`` when it is gone."""
         self._note_ping()

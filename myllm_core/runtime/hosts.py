@@ -1,7 +1,8 @@
 """What runs a loaded engine: commands in, events out, the same in a worker process and in a thread.
 
 Commands are lists: ``["run", id, request]``, ``["embed", id, inputs]``, ``["cancel", id]``, ``["ping", id]``,
-``["close"]``.
+``["close"]``, and for engines of tokens ``["prompt", id, request]``, ``["tokenize", id, text, special]`` and
+``["detokenize", id, tokens]``.
 ``emit`` takes a batch of ``[id, item…]`` lists; one batch per step for all sequences.
 """
 
@@ -15,10 +16,11 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import asdict
 from itertools import accumulate
 from typing import Any, TypeVar
 
-from myllm_core.chat.pipeline import Pipeline, Prepared, Preparer, all_pieces
+from myllm_core.chat.pipeline import Pipeline, Prepared, Preparer, all_pieces, text_of
 from myllm_core.engine import Engine, TokenEngine
 from myllm_core.errors import EngineError, MyllmError, OutOfMemory
 from myllm_core.runtime.wire import pack_embeddings, pack_event, unpack_request
@@ -183,6 +185,8 @@ class TokenHost:
             case ["run", rid, body]:
                 self._preparing.add(rid)
                 self._pool.submit(self._prepare, rid, unpack_request(body))
+            case ["prompt" | "tokenize" | "detokenize" as what, rid, *given]:
+                self._pool.submit(self._look_up, rid, what, given)
             case ["prepared", rid, request, prepared]:
                 self._start(rid, request, prepared)
             case ["call", function, future]:
@@ -217,6 +221,19 @@ class TokenHost:
         except Exception as error:  # noqa: BLE001 - a model's template may raise anything
             prepared = as_error(error, "preparing the prompt")
         self.post(["prepared", rid, request, prepared])
+
+    def _look_up(self, rid: int, what: str, given: list[Any]) -> None:
+        """Answer what takes no turn."""
+        try:
+            if what == "prompt":
+                answer = asdict(self._preparer.describe(unpack_request(given[0])))
+            elif what == "tokenize":
+                answer = {"tokens": self._preparer.tokenize(*given)}
+            else:
+                answer = {"text": self._there(lambda: text_of(self._engine, given[0]))}
+            self._emit([[rid, "e", answer]])
+        except Exception as error:  # noqa: BLE001 - a model's template may raise anything
+            self._emit([[rid, "x", as_error(error, "preparing the prompt").to_dict()]])
 
     def _tokenize_there(self, text: str, special: bool) -> list[int]:
         return self._there(lambda: self._engine.tokenize(text, special))

@@ -38,6 +38,7 @@ from myllm_core.runtime.handle import LoadOrder
 from myllm_core.runtime.observe import Kind, Observer, Watch
 from myllm_core.runtime.pool import Pool
 from myllm_core.runtime.slot import Lease, Loaded
+from myllm_core.runtime.wire import pack_request
 from myllm_core.session_store import SessionStore, check_session_id
 from myllm_core.sessions.conversation import Said, Turn, keep_turn, plan_turn, repeat_reply, resume_turn
 from myllm_core.settings import Settings, load_settings
@@ -49,6 +50,7 @@ from myllm_core.types import (
     Finish,
     Message,
     Progress,
+    Prompt,
     Request,
     Tools,
 )
@@ -174,6 +176,63 @@ class Runtime:
                         embeddings = await step.handle.embed(list(inputs), step.left)
             watch.made(embeddings)
             return embeddings
+
+    async def prompt(
+        self,
+        model: str,
+        asked: str | Sequence[Message],
+        *,
+        options: Options | None = None,
+        tools: Tools | None = None,
+        engine: str | None = None,
+        load_options: Mapping[str, Any] | None = None,
+        keep_alive: float | None = None,
+    ) -> Prompt:
+        """What the model would read for a conversation, or for a raw prompt, whether it fits the context or not.
+
+        Takes no turn: running replies aren't waited for. Raises ``UnsupportedError`` for an engine without tokens.
+        """
+        if tools is not None:
+            check_tools(tools)
+        order = self._pool.order(self.models.get(model), engine, load_options)
+        told = asked if isinstance(asked, str) else tuple(asked)
+        request = _request(order.model, told, merge(order.model.manifest.options, options), order.engine, tools)
+        return Prompt(**await self._looked_up(order, keep_alive, "prompt", pack_request(request)))
+
+    async def tokenize(
+        self,
+        model: str,
+        text: str,
+        *,
+        special: bool = False,
+        engine: str | None = None,
+        keep_alive: float | None = None,
+    ) -> list[int]:
+        """Token ids of a text, without BOS and EOS; the texts of control tokens count as such only when ``special``.
+
+        Takes no turn. Raises ``UnsupportedError`` for an engine without tokens.
+        """
+        order = self._pool.order(self.models.get(model), engine, None)
+        return list((await self._looked_up(order, keep_alive, "tokenize", text, special))["tokens"])
+
+    async def detokenize(
+        self, model: str, tokens: Sequence[int], *, engine: str | None = None, keep_alive: float | None = None
+    ) -> str:
+        """The text of tokens; takes no turn.
+
+        Raises ``InvalidRequest`` for a token that the model doesn't have, ``UnsupportedError`` as ``tokenize``.
+        """
+        order = self._pool.order(self.models.get(model), engine, None)
+        return str((await self._looked_up(order, keep_alive, "detokenize", list(tokens)))["text"])
+
+    async def _looked_up(self, order: LoadOrder, keep_alive: float | None, what: str, *given: Any) -> dict[str, Any]:
+        if not issubclass(order.engine, TokenEngine):
+            raise UnsupportedError(f"the {order.engine.name} engine doesn't show tokens; use a model of another engine")
+        async with self._pool.lease(order, keep_alive, "", self._deadline()) as lease:
+            async with aclosing(lease.loading()) as loading:
+                async for _ in loading:
+                    pass
+            return await lease.handle.look_up(what, *given, timeout=lease.left)
 
     def _watch(self, kind: Kind, order: LoadOrder) -> Watch:
         return Watch(self.observers, kind, order.model.name, order.engine.name)

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from myllm_core.errors import DeadlineExceeded, Overloaded
@@ -172,8 +173,8 @@ class Lease:
         self._deadline = deadline
         self._entered = 0.0
 
-    async def wait(self) -> AsyncGenerator[Progress, None]:
-        """Wait until the model is loaded and it is this request's turn; yields what goes on.
+    async def loading(self) -> AsyncGenerator[Progress, None]:
+        """Wait until the model is loaded, which is enough for what takes no turn; yields what goes on.
 
         Raises what loading raises, and ``DeadlineExceeded``.
         """
@@ -186,6 +187,12 @@ class Lease:
         if self._task.cancelled():
             raise Overloaded("myllm is shutting down; try again when it is back", retry_after=10)
         self._task.result()
+
+    async def wait(self) -> AsyncGenerator[Progress, None]:
+        """Wait until the model is loaded and it is this request's turn; yields what goes on. Raises as ``loading``."""
+        async with aclosing(self.loading()) as loading:
+            async for progress in loading:
+                yield progress
         entering = asyncio.ensure_future(self._slot.line.enter(self._client))
         try:
             while not entering.done():
