@@ -4,8 +4,9 @@
     make bench ARGS="--quick --force" (a short look on a machine that is busy)
 
 In a round each server does the same work, one after the other; each round begins with another one. A round in which
-other programs took the processor is done again; when that goes on, nothing is reported (``--force`` reports all the
-same, but not into the documents). What counts is the ratio within a round: the machine itself drifts.
+other programs took the processor is done again; when that goes on, the run ends, and what there is doesn't go into
+the documents (with ``--force`` all is measured, but doesn't go there either). What counts is the ratio within a
+round: the machine itself drifts.
 """
 
 from __future__ import annotations
@@ -41,16 +42,17 @@ def main() -> int:
     arguments = parse_arguments()
     with tempfile.TemporaryDirectory(prefix="bench-") as work:
         setup = Setup(arguments.model, Path(work), arguments.myllm, threads=arguments.threads, slots=arguments.slots)
-        try:
-            result = asyncio.run(Run(arguments, setup).all())
-        except Disturbed as error:
-            say(f"no report: {error}; end them, or see what there is with --force")
-            return 1
-    whole = not (arguments.force or arguments.only or arguments.servers or arguments.quick)
-    into = ROOT / "docs" if whole else ROOT / ".cache" / "bench"
-    print(report.markdown(result))
-    report.write(result, into)
-    say(f"written to {into.relative_to(ROOT)} after {result.facts['minutes']:.1f} minutes")
+        run = Run(arguments, setup)
+        result = asyncio.run(run.all())
+    part = run.disturbed or arguments.force or arguments.only or arguments.servers or arguments.quick
+    into = ROOT / ".cache" / "bench" if part else ROOT / "docs"
+    if result.samples:
+        print(report.markdown(result))
+        report.write(result, into)
+        say(f"written to {into.relative_to(ROOT)} after {result.facts['minutes']:.1f} minutes")
+    if run.disturbed:
+        say(f"not all was measured: {run.disturbed}; end them and run this again, or measure all the same with --force")
+        return 1
     return 0
 
 
@@ -102,6 +104,7 @@ class Run:
 
     def __init__(self, arguments: argparse.Namespace, setup: Setup) -> None:
         self.result = report.Result([], [], {})
+        self.disturbed: Disturbed | None = None
         self._arguments = arguments
         self._setup = setup
         self._kinds = [k for k in kinds(setup) if arguments.servers is None or k.name in arguments.servers]
@@ -109,9 +112,10 @@ class Run:
         self._repeats = 0
 
     async def all(self) -> report.Result:
-        """Measure everything. Raises ``Disturbed``."""
+        """Measure everything, or what there was until other programs took too much: then ``disturbed`` says so."""
         begin = time.perf_counter()
         servers = [Server(kind, self._setup.work) for kind in self._kinds]
+        used: dict[str, float] = {}
         try:
             for server in servers:
                 server.wait_ready()
@@ -122,6 +126,10 @@ class Run:
             for number in range(self._arguments.rounds):
                 for task in tasks:
                     await self._round(task, number)
+        except Disturbed as error:
+            self.disturbed = error
+            self.result.notes.append(f"The run is not whole: {error}.")
+        else:
             used = {x.name: memory([x.pid]) for x in servers if "load" in x.kind.takes}
         finally:
             for server in servers:
