@@ -11,9 +11,9 @@ import numpy as np
 
 from myllm_core.engine import Sequence, TokenOut
 from myllm_core.errors import ContextLengthError, EngineError, InvalidRequest, MyllmError
+from myllm_core.sampler import Sampler, log_probabilities
 from myllm_llamacpp.context import Context, Ints, as_tokens
 from myllm_llamacpp.pace import Pace
-from myllm_llamacpp.sampler import Sampler, log_probabilities
 from myllm_llamacpp.slots import History, Slot, Slots
 from myllm_llamacpp.speculate import NO_GUESS, Lookup, Rates
 

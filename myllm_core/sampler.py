@@ -1,7 +1,7 @@
-"""Choosing the next token from its logits.
+"""Choosing the next token from its logits: for plugins whose backend gives these as an array.
 
-In numpy, on llama.cpp's own array: its sampler chain copies the whole vocabulary for each token, and draws from all of
-it in ten times the time.
+In numpy, which such a plugin brings along. On the backend's own array, since copying the whole vocabulary for each
+token, as llama.cpp's sampler chain does, takes ten times the time.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy.typing as npt
 from myllm_core.engine import TokenMask
 from myllm_core.errors import EngineError
 from myllm_core.types import Sampling
-from myllm_llamacpp.context import Floats
 
+Floats = npt.NDArray[np.float32]
 Indexes = npt.NDArray[np.intp]
 
 _BLOCK = 256

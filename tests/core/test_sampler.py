@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from myllm_llamacpp.sampler import Sampler, best, log_probabilities
 
 from myllm_core.errors import EngineError
+from myllm_core.sampler import Sampler, best, log_probabilities
 from myllm_core.types import Sampling
 
 
