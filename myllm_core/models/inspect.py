@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from myllm_core.errors import IntegrityError, InvalidRequest
-from myllm_core.models.disk import open_regular, storage_errors
+from myllm_core.models.config_file import read_config
 from myllm_core.models.file_kinds import file_kind
 from myllm_core.models.gguf import GGUF, read_gguf
 from myllm_core.models.safetensors_file import read_safetensors
@@ -17,8 +16,6 @@ from myllm_core.models.safetensors_file import read_safetensors
 KNOWN_FORMATS = frozenset({"gguf", "safetensors", "onnx", "ggml"})
 """Formats that the core recognises by content."""
 
-_MAX_CONFIG = 16 * 2**20
-_CODE_KEYS = ("auto_map", "custom_pipeline", "custom_pipelines", "custom_ops_library")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "context_length")
 
 Configs = Mapping[str, dict[str, Any]]
@@ -49,7 +46,7 @@ def inspect_files(folder: Path, files: Sequence[str], format: str = "") -> Inspe
     """
     foreign = format if format not in KNOWN_FORMATS else ""
     kinds = {name: file_kind(folder / name, strict=not foreign) for name in files}
-    configs = {name: _read_config(folder / name) for name in files if name.endswith("config.json")}
+    configs = {name: read_config(folder / name) for name in files if name.endswith("config.json")}
     inspection = _inspect_weights(folder, kinds, configs)
     if inspection is None and foreign:
         inspection = Inspection(foreign, tuple(files))
@@ -132,39 +129,6 @@ def _main_config(configs: Configs, file_name: str) -> dict[str, Any]:
         (name for name in configs if PurePosixPath(name).name == file_name), key=lambda name: name.count("/")
     )
     return configs[found[0]] if found else {}
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    with storage_errors(f"read {path}"), open_regular(path) as file:
-        data = file.read(_MAX_CONFIG + 1)
-    if len(data) > _MAX_CONFIG:
-        raise IntegrityError(f"{path.name} is larger than {_MAX_CONFIG // 2**20} MiB")
-    try:
-        config = json.loads(data)
-    except (ValueError, RecursionError):
-        raise IntegrityError(f"{path.name} is no valid JSON") from None
-    if not isinstance(config, dict):
-        raise IntegrityError(f"{path.name} holds no JSON object")
-    _refuse_code(path.name, config)
-    return config
-
-
-def _refuse_code(file_name: str, config: dict[str, Any]) -> None:
-    """Refuse a configuration that makes a library fetch or run code that comes with the model."""
-    waiting: list[Any] = [config]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, list):
-            waiting.extend(value)
-        elif isinstance(value, dict):
-            waiting.extend(value.values())
-            for key, item in value.items():
-                foreign = key.endswith("_implementation") and isinstance(item, str) and ("/" in item or ":" in item)
-                if foreign or (key in _CODE_KEYS and item):
-                    raise IntegrityError(
-                        f"{file_name} wants to run code of the model's author ({key}), which myllm doesn't do; "
-                        "choose a GGUF version, or a model that needs no code of its own"
-                    )
 
 
 def _text(config: Mapping[str, Any], key: str) -> str:
