@@ -28,7 +28,7 @@ class StopMatcher:
             at, self.found = min(hits, key=lambda hit: (hit[0], -len(hit[1])))
             self._held = ""
             return held[:at]
-        keep = max(_overlap(held, stop) for stop in self._stops)
+        keep = max(overlap(held, stop) for stop in self._stops)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
 
@@ -38,7 +38,7 @@ class StopMatcher:
         return held
 
 
-def _overlap(text: str, marker: str) -> int:
+def overlap(text: str, marker: str) -> int:
     """Length of the longest end of ``text`` that ``marker`` begins with, short of all of it."""
     for size in range(min(len(marker) - 1, len(text)), 0, -1):
         if text.endswith(marker[:size]):
@@ -92,7 +92,7 @@ class ReasoningSplitter:
         if not self._begun:
             self._held = self._held.lstrip("\n")
             self._begun = bool(self._held)
-        keep = _overlap(self._held, self.CLOSE)
+        keep = overlap(self._held, self.CLOSE)
         reasoning, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return reasoning, ""
 
