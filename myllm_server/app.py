@@ -18,6 +18,11 @@ from myllm_core.plugins import Plugins
 from myllm_core.runtime.runtime import Runtime
 from myllm_core.settings import Settings
 from myllm_server import examples, health, metrics, models, native, sessions
+from myllm_server.anthropic import examples as anthropic_examples
+from myllm_server.anthropic import routes as anthropic
+from myllm_server.anthropic.errors import PREFIX as ANTHROPIC_PREFIX
+from myllm_server.anthropic.errors import AnthropicRequests
+from myllm_server.anthropic.errors import error_shape as anthropic_error_shape
 from myllm_server.body import BodyReader
 from myllm_server.errors import HANDLED, answer_error, json_bytes
 from myllm_server.gate import Gate, GateKeeper
@@ -38,7 +43,7 @@ _DESCRIPTION = """
 Local models over HTTP. The examples below work as they stand once `smollm2` is installed (`myllm pull smollm2`).
 
 Every answer carries `x-request-id`; every error is `{"error": {"code", "message", "request_id"}}`, but under `/v1` as
-OpenAI's clients know it.
+OpenAI's or Anthropic's clients know it.
 """
 
 _PAGES = {"/docs", "/openapi.json"}
@@ -74,9 +79,11 @@ def create_app(
     app.state.runtime = runtime
     app.state.settings = settings
     app.state.health = health.Health(runtime)
-    app.state.error_shapes = {"/v1/": error_shape}
+    app.state.error_shapes = {"/v1/": error_shape, ANTHROPIC_PREFIX: anthropic_error_shape}
     for router in (native.router, models.router, sessions.router, health.router, metrics.router):
         app.include_router(router, responses=examples.ERRORS)
+    for router in (anthropic.shared, anthropic.router):  # before OpenAI's, which has some of their paths too
+        app.include_router(router, responses=anthropic_examples.ERRORS)
     app.include_router(openai.router, responses=openai_examples.ERRORS)
     routes = metrics.Routes(_include_plugins(app, plugins) | _PAGES)
     for kind in HANDLED:
@@ -102,6 +109,7 @@ def _add_middleware(app: FastAPI, settings: Settings, gate: Gate) -> None:
     if settings.rate_limit:
         app.add_middleware(RateLimit, per_minute=settings.rate_limit)
     app.add_middleware(Guard, settings=settings)
+    app.add_middleware(AnthropicRequests)
 
 
 def _include_plugins(app: FastAPI, plugins: Plugins) -> set[str]:

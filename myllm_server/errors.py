@@ -113,6 +113,9 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
     return Response(json_bytes(value), status, headers, media_type="application/json")
 
 
+ERROR_PATH = "error_path"
+"""The request's state under this name is the path whose dialect tells its errors, where it isn't the request's own."""
+
 ErrorShape = Callable[[HttpError, str], tuple[int, dict[str, Any]]]
 """How a dialect tells an error, with the request's id: status and body."""
 
@@ -124,7 +127,7 @@ def told(error: HttpError, scope: Scope) -> tuple[int, dict[str, Any]]:
     so what middleware, framework and validation refuse looks as what the routes do.
     """
     shapes: Mapping[str, ErrorShape] = scope["app"].state.error_shapes
-    path = f"{scope['path']}/"
+    path = scope.get("state", {}).get(ERROR_PATH) or f"{scope['path']}/"
     prefix = max((prefix for prefix in shapes if path.startswith(prefix)), key=len, default=None)
     if prefix is None:
         return error.status, error.body(request_id(scope))

@@ -72,7 +72,7 @@ def run_python(code: str, env: dict[str, str]) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("code", blocks("docs/API.md", "python"), ids=["plain", "openai"])
+@pytest.mark.parametrize("code", blocks("docs/API.md", "python"))
 def test_the_python_clients_of_the_api_page_stream(address: str, env: dict[str, str], code: str) -> None:
     assert run_python(ADDRESS.sub(address, code), env) == "Why is the sky blue?"
 

@@ -1,0 +1,1 @@
+"""The Anthropic dialect: ``/v1/messages``, its fields, events, documents and errors over the same runtime."""

@@ -1,0 +1,263 @@
+"""Bodies of the Anthropic dialect: blocks of content in, messages of the core out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from myllm_core.options import MAX_TOKENS, Options, parse_options
+from myllm_core.types import Message, Tool, ToolCall, Tools
+from myllm_server.lenient import Lenient, check_supported, invalid, unsupported_field
+from myllm_server.schemas import ModelName
+
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "container": (None,),
+    "context_management": (None, {}, {"edits": []}),
+    "diagnostics": (None,),
+    "inference_geo": (None,),
+    "mcp_servers": (None, []),
+    "prefill": (None,),
+    "speed": (None, "standard"),
+    "user_profile_id": (None,),
+}
+"""Fields that can't be honoured, each with the values that ask for nothing."""
+
+_CACHE_CONTROL: Any = Field(None, description="nothing to do: what a prompt begins with is kept by itself")
+
+
+class TextBlock(Lenient):
+    """A piece of text."""
+
+    type: Literal["text"]
+    text: str
+    cache_control: Any = _CACHE_CONTROL
+
+
+class ThinkingBlock(Lenient):
+    """The reasoning of an earlier reply. Its signature isn't checked."""
+
+    type: Literal["thinking"]
+    thinking: str
+    signature: str | None = None
+
+
+class ToolUseBlock(Lenient):
+    """A tool call of an earlier reply."""
+
+    type: Literal["tool_use"]
+    id: str = Field(min_length=1)
+    name: str
+    input: dict[str, Any]
+    cache_control: Any = _CACHE_CONTROL
+
+
+def _blocks(value: object) -> object:
+    """A text as the one block that it is short for."""
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+_Texts = Annotated[list[TextBlock], BeforeValidator(_blocks, json_schema_input_type=str | list[TextBlock])]
+
+
+class ToolResultBlock(Lenient):
+    """What a tool call came to."""
+
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: _Texts | None = None
+    is_error: bool | None = None
+    cache_control: Any = _CACHE_CONTROL
+
+    def to_core(self) -> Message:
+        """The same as the core has it."""
+        said = _joined(self.content or [])
+        return Message("tool", f"Error: {said}" if self.is_error else said, tool_call_id=self.tool_use_id)
+
+
+Block = Annotated[TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock, Field(discriminator="type")]
+_Blocks = Annotated[list[Block], BeforeValidator(_blocks, json_schema_input_type=str | list[Block])]
+_ALLOWED = {
+    "user": (TextBlock, ToolResultBlock),
+    "assistant": (TextBlock, ThinkingBlock, ToolUseBlock),
+    "system": (TextBlock,),
+}
+
+
+class InputMessage(Lenient):
+    """One message of a conversation."""
+
+    role: Literal["user", "assistant", "system"]
+    content: _Blocks
+
+    def to_core(self, index: int) -> list[Message]:
+        """The same as the core has it: results of tools are messages of their own there. Raises ``HttpError``."""
+        for at, block in enumerate(self.content):
+            if not isinstance(block, _ALLOWED[self.role]):
+                raise invalid(f"messages.{index}.content.{at}", f"a message of role {self.role} has no {block.type}")
+        texts = [block for block in self.content if isinstance(block, TextBlock)]
+        if self.role == "assistant":
+            reasoning = "\n".join(block.thinking for block in self.content if isinstance(block, ThinkingBlock))
+            used = [block for block in self.content if isinstance(block, ToolUseBlock)]
+            calls = tuple(ToolCall(block.id, block.name, json.dumps(block.input, ensure_ascii=False)) for block in used)
+            return [Message("assistant", _joined(texts), reasoning, calls)]
+        results = [block.to_core() for block in self.content if isinstance(block, ToolResultBlock)]
+        return [*results, Message(self.role, _joined(texts))] if texts or not results else results
+
+
+def _joined(texts: Sequence[TextBlock]) -> str:
+    return "\n".join(block.text for block in texts)
+
+
+def _in_turns(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with messages of one side after another made one, as this dialect means them."""
+    turns: list[Message] = []
+    for message in messages:
+        last = turns[-1] if turns else None
+        if last is None or last.role != message.role or message.role in ("tool", "system"):
+            turns.append(message)
+            continue
+        content = "\n".join(filter(None, (last.content, message.content)))
+        reasoning = "\n".join(filter(None, (last.reasoning, message.reasoning)))
+        turns[-1] = Message(message.role, content, reasoning, last.tool_calls + message.tool_calls)
+    return turns
+
+
+class ToolDefinition(Lenient):
+    """A tool that the client runs."""
+
+    type: str | None = None
+    name: str
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    strict: bool | None = None
+    cache_control: Any = _CACHE_CONTROL
+
+    def to_core(self, index: int) -> Tool:
+        """The same as the core has it. Raises ``HttpError`` for one that Anthropic would run."""
+        if self.type not in (None, "custom"):
+            raise unsupported_field(f"tools.{index}.type", f"{self.type[:60]} isn't run here; define it as your own")
+        if self.input_schema is None:
+            raise invalid(f"tools.{index}.input_schema", "send the JSON schema of the tool's input")
+        return Tool(self.name, self.description or "", self.input_schema, bool(self.strict))
+
+
+class ToolChoice(Lenient):
+    """Whether the model calls a tool, and which."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class Thinking(Lenient):
+    """Whether the model reasons before it answers. A budget is accepted, and isn't held to."""
+
+    type: Literal["enabled", "adaptive", "disabled", "between_tools"]
+    budget_tokens: int | None = Field(None, ge=1)
+    display: Literal["summarized", "omitted"] | None = None
+
+
+class OutputFormat(Lenient):
+    """A JSON schema that the answer follows."""
+
+    type: Literal["json_schema"]
+    json_schema: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(Lenient):
+    """What the answer is to be."""
+
+    effort: str | None = None
+    format: OutputFormat | None = None
+
+
+class Metadata(Lenient):
+    """Who asks."""
+
+    user_id: str | None = None
+
+
+class _Conversation(Lenient):
+    """What a request to answer and a request to count have in common."""
+
+    model: ModelName
+    messages: list[InputMessage] = Field(min_length=1)
+    system: _Texts | None = None
+    tools: list[ToolDefinition] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    cache_control: Any = _CACHE_CONTROL
+
+
+def conversation(body: _Conversation) -> list[Message]:
+    """The messages of a body. Raises ``HttpError`` for what can't be honoured."""
+    check_supported(body, UNSUPPORTED)
+    effort = body.output_config and body.output_config.effort
+    if effort not in (None, "high"):
+        raise unsupported_field("output_config.effort")
+    system = [Message("system", _joined(body.system))] if body.system else []
+    said = [message for index, given in enumerate(body.messages) for message in given.to_core(index)]
+    if said[-1].role == "assistant":
+        raise invalid("messages", "the last one is the assistant's, which can't be continued here; end with the user's")
+    return [*system, *_in_turns(said)]
+
+
+def tools_of(body: _Conversation) -> Tools | None:
+    """The tools of a body; None when there are none. Raises ``HttpError``."""
+    if not body.tools:
+        if body.tool_choice and body.tool_choice.type in ("any", "tool"):
+            raise invalid("tool_choice", "there are no tools to call; send some")
+        return None
+    functions = tuple(tool.to_core(index) for index, tool in enumerate(body.tools))
+    asked = body.tool_choice or ToolChoice(type="auto")
+    if asked.type == "tool" and not asked.name:
+        raise invalid("tool_choice.name", "say which tool")
+    only = asked.name if asked.type == "tool" else None
+    parallel = not asked.disable_parallel_tool_use
+    match asked.type:
+        case "auto" | "none":
+            return Tools(functions, asked.type, parallel=parallel)
+        case _:
+            return Tools(functions, "required", only, parallel)
+
+
+class CountBody(_Conversation):
+    """A conversation to count the tokens of."""
+
+
+class MessagesBody(Options, _Conversation):
+    """A conversation to answer. Every option of myllm is a field, also those Anthropic doesn't have."""
+
+    model_config = ConfigDict(extra="allow")
+
+    max_tokens: int = Field(ge=1, le=MAX_TOKENS, description="most tokens to write")
+    stop_sequences: list[str] | None = Field(None, description="texts that end the answer, and aren't part of it")
+    stream: bool | None = Field(None, description="answer in Server-Sent Events as the text is written (false)")
+    metadata: Metadata | None = None
+    output_format: OutputFormat | None = Field(None, description="the same as `output_config.format`")
+    service_tier: Literal["auto", "standard_only"] | None = Field(None, description="there is one tier here")
+
+    @property
+    def user(self) -> str | None:
+        """Who asks; users of one address take turns."""
+        return self.metadata.user_id if self.metadata else None
+
+    def options(self) -> Options:
+        """How to generate. Without ``fit`` a prompt that doesn't fit is refused: this dialect can't tell what was left
+        out. Raises ``HttpError``, ``InvalidOption``.
+        """
+        values = {name: getattr(self, name) for name in Options.model_fields}
+        if self.logprobs is not None:
+            raise unsupported_field("logprobs", "this dialect has no place for them; leave it out")
+        if self.stop_sequences is not None and self.stop is not None:
+            raise invalid("stop_sequences", "there is a stop too; send one of them")
+        format = (self.output_config and self.output_config.format) or self.output_format
+        if format is not None and self.json_schema is not None:
+            raise invalid("output_config.format", "there is a json_schema too; send one of them")
+        values["stop"] = self.stop if self.stop_sequences is None else self.stop_sequences or None
+        values["json_schema"] = format.json_schema if format else self.json_schema
+        return parse_options(values | {"fit": self.fit or "error"})
