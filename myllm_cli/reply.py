@@ -102,6 +102,8 @@ def warn_of(reply: Reply) -> None:
             f"Note: the conversation is longer than the context of {context.context_size} tokens; "
             f"{len(context.dropped)} older messages ({context.dropped_tokens} tokens) were left out."
         )
+    if context is not None and context.shifted_tokens:
+        say(f"Note: {context.shifted_tokens} tokens were forgotten on the way, since the context was full.")
     if finish.reason == "length":
         say(f"Note: the answer was cut after {finish.usage.completion_tokens} tokens (--max-tokens, or the context).")
     if reply.tool_calls:

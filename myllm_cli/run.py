@@ -258,5 +258,6 @@ def _answer_json(model: str, session_id: str | None, reply: Reply) -> dict[str, 
             "size": context.context_size if context else None,
             "dropped": list(context.dropped) if context else [],
             "dropped_tokens": context.dropped_tokens if context else 0,
+            "shifted_tokens": context.shifted_tokens if context else 0,
         },
     }

@@ -68,6 +68,7 @@ class ModelFacts:
     for. ``eos_tokens`` end a reply. ``special_tokens`` are the texts of control tokens, which a user's
     text must never become; ``added_tokens`` are other tokens that the tokenizer matches as a whole.
     ``bos_token`` is put first, unless the template already did, when it isn't None.
+    With ``endless`` a reply may go on past the context: the engine forgets early tokens and says so.
     ``capabilities`` are those that are live: ``chat``, ``complete``, ``embed``, ``grammar``, ``logprobs``, ``vision``,
     and ``tools`` of an engine that heeds ``ChatRequest.tools`` itself: for a TokenEngine the core does.
     """
@@ -82,6 +83,7 @@ class ModelFacts:
     eos_tokens: frozenset[int] = frozenset()
     special_tokens: tuple[str, ...] = ()
     added_tokens: tuple[str, ...] = ()
+    endless: bool = False
     capabilities: frozenset[str] = frozenset({"chat"})
 
 
@@ -169,6 +171,7 @@ class TokenOut:
     """One new token of a sequence.
 
     ``cached_tokens`` counts prompt tokens that were reused, and is read on a sequence's first token.
+    ``forgotten`` counts tokens of the sequence that were given up to make room for this one (see ``ModelFacts``).
     ``logprob`` and ``top`` (token, logprob; best first) are set when the sequence asked for them.
     A sequence that can't go on yields a last TokenOut with ``error``; the engine has dropped it then.
     """
@@ -179,6 +182,7 @@ class TokenOut:
     logprob: float = 0.0
     top: list[tuple[int, float]] = field(default_factory=list)
     error: Exception | None = None
+    forgotten: int = 0
 
 
 class TokenEngine(Engine):

@@ -156,11 +156,15 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class ContextReport:
-    """What was done to fit the context: ``dropped`` are indexes into the request's messages."""
+    """What was done to fit the context: ``dropped`` are indexes into the request's messages.
+
+    ``shifted_tokens`` of prompt and reply were forgotten while the reply was written, where an engine goes on so.
+    """
 
     context_size: int
     dropped: tuple[int, ...] = ()
     dropped_tokens: int = 0
+    shifted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 
 from myllm_core.chat.prompt import Prepared, Preparer
 from myllm_core.chat.text import ReasoningSplitter, StopMatcher, utf8_decoder
@@ -30,6 +31,9 @@ from myllm_core.types import (
 
 __all__ = ["Pipeline", "Prepared", "Preparer", "all_pieces", "run_alone", "text_of"]
 
+_ENDLESS = 10
+"""Contexts that a reply may be long where the engine goes on past one and nobody set a limit."""
+
 
 class _Reply:
     """The state of one running request."""
@@ -40,7 +44,7 @@ class _Reply:
         self.prepared = prepared
         self.limit = limit
         self.tokens = 0
-        self.cached = 0
+        self.cached = self.forgotten = 0
         self.arrived = time.perf_counter()
         self.admitted = self.first = 0.0
         self._decoder = utf8_decoder()
@@ -102,7 +106,7 @@ class _Reply:
             reason,
             Usage(len(self.prepared.tokens), self.tokens, self.cached),
             Timings(admitted - self.arrived, first - admitted, now - first),
-            self.prepared.context,
+            replace(self.prepared.context, shifted_tokens=self.forgotten),
             self.stopped_by if self.stopped_by in self.request.stop else None,
             self.request.sampling.seed,
             error=error,
@@ -126,7 +130,8 @@ class Pipeline:
 
     def start(self, rid: int, request: Request, prepared: Prepared) -> None:
         """Put a request in line; ``rid`` is the caller's id for it."""
-        room = self._facts.context_size - len(prepared.tokens)
+        size = self._facts.context_size
+        room = _ENDLESS * size if self._facts.endless else size - len(prepared.tokens)
         limit = room if request.max_tokens is None else min(room, request.max_tokens)
         self._waiting.append(_Reply(rid, request, prepared, limit))
 
@@ -149,6 +154,7 @@ class Pipeline:
         for out in outs:
             reply = self._running.get(out.sequence_id)
             if reply is not None:
+                reply.forgotten += out.forgotten
                 events += [(reply.rid, event) for event in self._advance(reply, out)]
         return events
 

@@ -156,8 +156,7 @@ def _unpack_finish(item: list[Any]) -> Finish:
     body["usage"] = Usage(**body["usage"])
     body["timings"] = Timings(**body["timings"])
     if body["context"]:
-        context = body["context"]
-        body["context"] = ContextReport(context["context_size"], tuple(context["dropped"]), context["dropped_tokens"])
+        body["context"] = ContextReport(**{**body["context"], "dropped": tuple(body["context"]["dropped"])})
     if body["error"]:
         body["error"] = error_from_dict(body["error"])
     return Finish(**body)

@@ -175,6 +175,19 @@ class Context:
         """Take a sequence's tokens from ``start`` on (all of them by default) out of the cache. False: it can't."""
         return bool(self._lib.short.llama_memory_seq_rm(self.memory, sequence, start, -1))
 
+    @property
+    def can_shift(self) -> bool:
+        """Whether the tokens of a sequence can be moved to other positions."""
+        return bool(self._api.llama_memory_can_shift(self.memory))
+
+    def shift(self, sequence: int, start: int, end: int) -> None:
+        """Take the tokens from ``start`` to before ``end`` out, and move those after them up.
+
+        The cells of those must be this sequence's alone, since cells have one position for all.
+        """
+        self._lib.short.llama_memory_seq_rm(self.memory, sequence, start, end)
+        self._api.llama_memory_seq_add(self.memory, sequence, end, -1, start - end)
+
     def copy(self, source: int, target: int, end: int) -> None:
         """Let an empty sequence share the first ``end`` tokens of another. Only in a unified cache."""
         self._lib.short.llama_memory_seq_cp(self.memory, source, target, 0, end)

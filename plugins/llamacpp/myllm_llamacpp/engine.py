@@ -229,12 +229,16 @@ def _scheduler(
     from myllm_llamacpp.states import States, automatic_limit
 
     can_cut = context.warm_up()
+    if settings.context_shift and not (can_cut and context.can_shift):
+        more = ", or with swa_full" if model.sliding_window and can_cut else ""
+        raise UnsupportedError(f"the cache of this model can't be shifted; load it without context_shift{more}")
     window = 0 if settings.swa_full else model.sliding_window
     states = States(automatic_limit() if settings.cache_ram < 0 else settings.cache_ram * 2**20)
     slots = Slots(context, states, disk, can_cut=can_cut, shared=settings.kv_unified, window=window)
     guesses = settings.guesses if slots.every_prefix else 0
     rates = Rates(always=settings.speculation == "lookup")
-    return Scheduler(context, slots, Pace(context.batch.rows), rates, context_size, settings.kv_unified, guesses)
+    keep = settings.n_keep if settings.context_shift else None
+    return Scheduler(context, slots, Pace(context.batch.rows), rates, context_size, settings.kv_unified, guesses, keep)
 
 
 def _facts(model: LlamaModel, context: Context | None, settings: LoadSettings) -> ModelFacts:
@@ -252,5 +256,6 @@ def _facts(model: LlamaModel, context: Context | None, settings: LoadSettings) -
         eos_tokens=model.end_tokens(),
         special_tokens=model.control_texts(),
         added_tokens=model.added_texts(),
+        endless=settings.context_shift and context is not None,
         capabilities=frozenset(writes if model.pooling == "rank" else writes | {"embed"}),
     )

@@ -57,6 +57,12 @@ class LoadSettings(BaseModel):
         "auto",
         description="auto: guess tokens from what was said before, where that proves quicker; lookup: always; off",
     )
+    context_shift: bool = Field(
+        False, description="go on when a context is full: forget half of it, oldest tokens first, and report how many"
+    )
+    n_keep: int = Field(
+        4, ge=-1, le=_TOO_BIG, description="first tokens that context_shift never forgets; -1 is the whole prompt"
+    )
     lora: str = Field("", description="LoRA adapters for the model: files as PATH or PATH=SCALE, with commas between")
     cache_ram: int = Field(
         -1,
@@ -84,6 +90,8 @@ class LoadSettings(BaseModel):
         """
         if self.type_k != "auto":
             return self.type_k
+        if self.context_shift:
+            return "f16"
         on_x86 = platform.machine().lower() in ("x86_64", "amd64") and not (self.n_gpu_layers and has_gpu_backend())
         return "bf16" if on_x86 and self.type_v == "f16" and self.flash_attn != "off" else "f16"
 
@@ -97,6 +105,8 @@ class LoadSettings(BaseModel):
         least = max(_LEAST_CONTEXT, self.n_parallel)
         if self.n_ctx and self.n_ctx < least:
             raise ValueError(f"n_ctx {self.n_ctx} is too small; set 0 (automatic) or at least {least}")
+        if self.context_shift and self.keys not in ("f16", "f32"):  # llama.cpp ends the process for some of the others
+            raise ValueError(f"keys of type_k {self.type_k} can't be moved by context_shift; choose f16 or f32")
         if self.n_batch < self.n_parallel:
             raise ValueError(f"n_batch {self.n_batch} must not be below n_parallel {self.n_parallel}")
         if self.flash_attn == "off" and self.type_v not in ("f32", "f16", "bf16"):

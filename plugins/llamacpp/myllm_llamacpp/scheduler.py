@@ -20,6 +20,9 @@ from myllm_llamacpp.speculate import NO_GUESS, Lookup, Rates
 _RESERVE = 64
 """Tokens that each sequence is expected to write before another one may be admitted beside it."""
 
+_MOST_KEPT = 0.75
+"""The share of a context that is never forgotten at most: the rest must be worth going on with."""
+
 
 @dataclass(slots=True)
 class Stats:
@@ -33,6 +36,7 @@ class Stats:
     generated_tokens: int = 0
     guessed_tokens: int = 0
     right_guesses: int = 0
+    forgotten_tokens: int = 0
     evictions: int = 0
     preemptions: int = 0
 
@@ -57,6 +61,7 @@ class Run:
     slot: Slot | None = None
     cached_tokens: int = 0
     written: int = 0
+    forgotten: int = 0
 
     @property
     def pending(self) -> int:
@@ -91,6 +96,9 @@ class Scheduler:
     from a copy of its state, or reads everything again. So the oldest sequence always gets on.
 
     While no prompt is read, a step may also check up to ``guesses`` guessed tokens.
+
+    With ``keep`` a sequence whose context is full goes on: half of what comes after its first ``keep`` tokens (-1: its
+    prompt) is forgotten.
     """
 
     context: Context
@@ -100,6 +108,7 @@ class Scheduler:
     context_size: int
     unified: bool
     guesses: int = 0
+    keep: int | None = None
     stats: Stats = field(default_factory=Stats)
     _runs: dict[int, Run] = field(default_factory=dict)
     _running: list[Run] = field(default_factory=list)
@@ -178,12 +187,24 @@ class Scheduler:
                 run.cached_tokens = run.slot.cached
 
     def _fits(self, run: Run) -> bool:
-        used = sum(other.room - _slot(other).shared for other in self._running)
-        return used + run.room - self.slots.shareable(run.history) <= self.context.tokens
+        used = sum(min(other.room, self.context_size) - _slot(other).shared for other in self._running)
+        return used + min(run.room, self.context_size) - self.slots.shareable(run.history) <= self.context.tokens
 
     def _retire(self) -> None:
         for run in [run for run in self._running if run.history.length > self.context_size]:
-            self._fail(run, self._too_long(run.history.length))
+            if self.keep is None:
+                self._fail(run, self._too_long(run.history.length))
+            else:
+                self._shift(run, self.keep)
+
+    def _shift(self, run: Run, keep: int) -> None:
+        kept = min(keep if keep >= 0 else len(run.request.tokens), int(_MOST_KEPT * self.context_size))
+        end = kept + (run.history.length - kept) // 2
+        run.history = self.slots.shift(_slot(run), kept, end)
+        run.forgotten += end - kept
+        self.stats.forgotten_tokens += end - kept
+        if run.lookup is not None:
+            run.lookup = Lookup(self.context.vocab_size, run.history.length)
 
     def _plan(self) -> Plan:
         plan = [Part(run, 1) for run in self._running if run.pending == 1]
@@ -304,7 +325,8 @@ class Scheduler:
     def _choose(self, run: Run, row: int) -> TokenOut:
         logits = self.context.logits(row)
         token = run.sampler.choose(logits, run.request.allowed)
-        out = TokenOut(run.request.id, token, run.cached_tokens)
+        out = TokenOut(run.request.id, token, run.cached_tokens, forgotten=run.forgotten)
+        run.forgotten = 0
         if run.request.logprobs is not None:
             out.logprob, out.top = log_probabilities(logits, token, run.request.logprobs)
         run.history.append(token)

@@ -13,6 +13,7 @@ from myllm_llamacpp.states import State, States
 
 _WORTH_KEEPING = 64
 """Tokens that a copy must save: less is read anew as quickly."""
+_ALL = 2**31
 
 
 class History:
@@ -53,20 +54,22 @@ class Slot:
     """A sequence id of the cache: ``cached`` tokens of ``history`` are in it. ``busy`` while a request uses it.
 
     ``used`` is when the last one was done with it (seconds, wall clock). The first ``shared`` of the cached tokens lie
-    in cells that were another running slot's when this one was claimed.
+    in cells that were another running slot's when this one was claimed. What comes after the first ``exact`` has seen
+    tokens that were shifted out since, so it is of use to the running request only.
     """
 
     id: int
     history: History = field(default_factory=History)
     cached: int = 0
     shared: int = 0
+    exact: int = _ALL
     busy: bool = False
     used: float = 0.0
 
     @property
     def tokens(self) -> Ints:
-        """The tokens that are in the cache: a view."""
-        return self.history.slice(0, self.cached)
+        """The tokens that are in the cache as anyone would read them: a view."""
+        return self.history.slice(0, min(self.cached, self.exact))
 
 
 class Slots:
@@ -191,18 +194,45 @@ class Slots:
         slot.cached += right
         self._context.remove(slot.id, slot.cached)
 
+    def shift(self, slot: Slot, keep: int, end: int) -> History:
+        """Forget a running slot's tokens from ``keep`` to before ``end``; the history that is left.
+
+        Cells that another running slot shares can't be moved: then what comes after ``keep`` has to be read anew.
+        """
+        sharing = [other for other in self._slots if other is not slot and _common(other, slot) > end]
+        if slot.cached <= end or any(other.busy for other in sharing):
+            self._cut(slot, keep)
+        else:
+            for other in sharing:
+                self.give_up(other)
+            self._context.shift(slot.id, keep, end)
+            slot.cached -= end - keep
+            slot.exact = keep
+        slot.shared = min(slot.shared, keep)
+        slot.history = History(np.concatenate([slot.history.slice(0, keep), slot.history.tokens[end:]]))
+        return slot.history
+
+    def _cut(self, slot: Slot, length: int) -> None:
+        """Leave only the first tokens in the cache."""
+        if slot.cached > length:
+            self._context.remove(slot.id, length)
+            slot.cached = length
+        slot.exact = _ALL
+
     def release(self, slot: Slot) -> None:
         """A request is done with the slot; what it holds stays, for a prompt that begins the same."""
+        self._cut(slot, min(slot.cached, slot.exact))
         slot.busy = False
         slot.used = time.time()
 
     def forget(self, slot: Slot) -> None:
         """Empty a slot's cache."""
         self._context.remove(slot.id)
-        slot.history, slot.cached, slot.shared = History(), 0, 0
+        slot.history, slot.cached, slot.shared, slot.exact = History(), 0, 0, _ALL
 
     def give_up(self, slot: Slot) -> None:
         """Empty a slot's cache, and keep a copy where there is memory for it."""
+        self._cut(slot, min(slot.cached, slot.exact))
         self._keep(slot)
         self.forget(slot)
 
@@ -243,3 +273,8 @@ class Slots:
 
     def _oldest(self, slots: list[Slot]) -> Slot:
         return min(slots, key=lambda slot: (slot.cached > 0, slot.used))
+
+
+def _common(slot: Slot, other: Slot) -> int:
+    """How many tokens two slots may share cells for."""
+    return History(slot.tokens).common(other.tokens) if slot.cached else 0
