@@ -13,7 +13,7 @@ from myllm_cli.context import Cli
 from myllm_cli.models import JsonOption
 from myllm_cli.tables import print_json, print_table, size_text
 from myllm_cli.terminal import say
-from myllm_core.errors import NetworkError
+from myllm_core.errors import ConfigError, NetworkError
 
 if TYPE_CHECKING:
     from myllm_core.settings import Settings
@@ -26,17 +26,18 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 def server_models(settings: Settings) -> list[dict[str, Any]]:
     """Ask the server at the configured host and port for its models. Raises ``NetworkError``."""
     host = _EVERYWHERE.get(settings.host, settings.host)
-    address = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    scheme = "https" if settings.ssl_certfile else "http"
+    address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}"
     headers = {"Accept": "application/json"}
     if settings.api_key:
         headers["Authorization"] = f"Bearer {settings.api_key}"
-    connection = HTTPConnection(host, settings.port, timeout=_TIMEOUT)
+    connection = _connection(host, settings)
     try:
         connection.request("GET", "/api/models", headers=headers)
         response = connection.getresponse()
         body = _body(response)
         if response.status == 401:
-            raise NetworkError(f"the server at {address} wants its key; set MYLLM_API_KEY to it")
+            raise NetworkError(f"the server at {address} wants a key; set MYLLM_API_KEY to one")
         return _models(body, response.status)
     except ConnectionRefusedError:
         raise NetworkError(f"no server runs at {address}; start one with: myllm serve") from None
@@ -46,6 +47,22 @@ def server_models(settings: Settings) -> list[dict[str, Any]]:
         raise NetworkError(f"what answers at {address} is no myllm server; choose another port (MYLLM_PORT)") from None
     finally:
         connection.close()
+
+
+def _connection(host: str, settings: Settings) -> HTTPConnection:
+    if settings.ssl_certfile is None:
+        return HTTPConnection(host, settings.port, timeout=_TIMEOUT)
+    import ssl
+    from http.client import HTTPSConnection
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False  # the certificate itself is trusted, whatever name it is for, and no other
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        context.load_verify_locations(settings.ssl_certfile)
+    except OSError as error:
+        raise ConfigError(f"ssl_certfile: can't read {settings.ssl_certfile}: {error.strerror or error}") from None
+    return HTTPSConnection(host, settings.port, timeout=_TIMEOUT, context=context)
 
 
 def _body(response: HTTPResponse) -> bytes:

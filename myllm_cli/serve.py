@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,13 +18,26 @@ def serve(
     ] = None,
     reload: Annotated[bool, typer.Option("--reload", help="Start again when the code changes.")] = False,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Ask for no key, on any address.")] = False,
+    ssl_certfile: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Serve by HTTPS, with this certificate (PEM).")
+    ] = None,
+    ssl_keyfile: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The certificate's private key, when it is in another file.")
+    ] = None,
     keep_alive: Annotated[
         str | None, typer.Option(metavar="TIME", help="How long an idle model stays loaded: 5m, 0, forever.")
     ] = None,
 ) -> None:
     """Offer the models over HTTP, until Ctrl+C. The API's pages are at /docs."""
     cli: Cli = ctx.obj
-    cli.settings = cli.settings_with(host=host, port=port, keep_alive=keep_alive)
+    cli.settings = cli.settings_with(
+        host=host,
+        port=port,
+        no_auth=no_auth or None,
+        ssl_certfile=ssl_certfile,
+        ssl_keyfile=ssl_keyfile,
+        keep_alive=keep_alive,
+    )
     from myllm_server.run import serve as serve_
 
-    raise typer.Exit(serve_(cli.settings, cli.plugins, reload=reload, no_auth=no_auth))
+    raise typer.Exit(serve_(cli.settings, cli.plugins, reload=reload))

@@ -23,16 +23,19 @@ from myllm_server.anthropic import routes as anthropic
 from myllm_server.anthropic.errors import PREFIX as ANTHROPIC_PREFIX
 from myllm_server.anthropic.errors import AnthropicRequests
 from myllm_server.anthropic.errors import error_shape as anthropic_error_shape
+from myllm_server.audit import Audit
 from myllm_server.body import BodyReader
 from myllm_server.errors import HANDLED, answer_error, json_bytes
 from myllm_server.gate import Gate, GateKeeper
 from myllm_server.guard import Guard, check_origins
 from myllm_server.head import HeadAsGet
+from myllm_server.keys import KeyRing
 from myllm_server.limits import RateLimit
 from myllm_server.log import RequestLog
 from myllm_server.openai import examples as openai_examples
 from myllm_server.openai import routes as openai
 from myllm_server.openai.errors import error_shape
+from myllm_server.quota import KeyLimits, Quotas
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -62,8 +65,8 @@ def create_app(
 ) -> FastAPI:
     """The app over ``runtime``, which whoever opened it closes.
 
-    ``gate`` lets the caller stop the app gracefully, ``tracer`` gets spans. ``settings.api_key`` empty means that no
-    key is asked for. Raises ``ConfigError`` for settings that can't be served.
+    ``gate`` lets the caller stop the app gracefully, ``tracer`` gets spans. A key is asked for when the settings or the
+    key file have one. Raises ``ConfigError`` for settings that can't be served.
     """
     check_origins(settings)
     app: FastAPI = FastAPIOffline(
@@ -91,7 +94,9 @@ def create_app(
     gate = gate or Gate(settings.max_requests)
     app.state.metrics = metrics.Metrics(runtime, gate, routes)
     runtime.observers.append(app.state.metrics)
-    _add_middleware(app, settings, gate)
+    quotas = Quotas(settings)
+    runtime.observers.append(quotas)
+    _add_middleware(app, settings, gate, quotas)
     if tracer is not None:
         from myllm_server.tracing import TraceRequests, Tracing
 
@@ -101,14 +106,16 @@ def create_app(
     return app
 
 
-def _add_middleware(app: FastAPI, settings: Settings, gate: Gate) -> None:
+def _add_middleware(app: FastAPI, settings: Settings, gate: Gate, quotas: Quotas) -> None:
     # the last one added stands in front
     app.add_middleware(HeadAsGet)
     app.add_middleware(BodyReader, max_bytes=settings.max_body_bytes, timeout=settings.read_timeout)
     app.add_middleware(GateKeeper, gate=gate)
     if settings.rate_limit:
         app.add_middleware(RateLimit, per_minute=settings.rate_limit)
-    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(KeyLimits, quotas=quotas)
+    app.add_middleware(Guard, settings=settings, keys=KeyRing(settings))
+    app.add_middleware(Audit)
     app.add_middleware(AnthropicRequests)
 
 

@@ -6,7 +6,6 @@ loopback address, the Origin stops other pages, the key stops other people.
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
 import re
 
@@ -16,6 +15,8 @@ from myllm_core.errors import ConfigError
 from myllm_core.settings import Settings
 from myllm_server.body import refuse
 from myllm_server.errors import HttpError
+from myllm_server.keys import ANYBODY, KeyRing
+from myllm_server.scopes import scope_for
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]{2,45})\]|(?P<name>[a-z0-9_](?:[a-z0-9_.-]{0,252})))(?::\d{1,5})?")
@@ -25,19 +26,22 @@ _OPEN_PATH = "/health"
 _NO_KEY = HttpError(
     401,
     "unauthorized",
-    "this server wants its key: send the header authorization: Bearer KEY, or x-api-key: KEY",
+    "this server wants a key: send the header authorization: Bearer KEY, or x-api-key: KEY",
     headers={"www-authenticate": "Bearer"},
+)
+_SCOPE = HttpError(
+    403, "scope_missing", "this needs a key with the scope manage; make one: myllm keys create NAME --scope manage"
 )
 
 
 class Guard:
     """ASGI middleware that lets through only what the settings allow."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, keys: KeyRing) -> None:
         self.app = app
+        self.keys = keys
         self.names = LOOPBACK_NAMES | {_bare(name) for name in (settings.host, *settings.allowed_hosts)}
         self.origins = frozenset(settings.cors_origins)
-        self.key = settings.api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or refuse it."""
@@ -56,10 +60,8 @@ class Guard:
             if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
                 await _preflight(headers, send)
                 return
-        if not self._has_key(scope, headers):
-            await refuse(_NO_KEY, scope, receive, send)
-            return
-        await self.app(scope, receive, send)
+        problem = self._check_key(scope, headers)
+        await (refuse(problem, scope, receive, send) if problem else self.app(scope, receive, send))
 
     def _check_host(self, scope: Scope, headers: dict[bytes, list[bytes]]) -> str:
         given = headers.get(b"host", [])
@@ -86,21 +88,28 @@ class Guard:
             if len(given) == 1 and given[0] in (f"http://{host}", f"https://{host}"):
                 return ""
             raise HttpError(403, "origin_not_allowed", "this origin may not call this server; see cors_origins")
-        mode = headers.get(b"sec-fetch-mode", [b""])[0]
-        followed_link = scope["method"] == "GET" and mode == b"navigate"
-        if b"cross-site" in headers.get(b"sec-fetch-site", []) and not followed_link:
+        if _is_foreign(headers) and not (scope["method"] == "GET" and _is_page(headers)):
             raise HttpError(403, "origin_not_allowed", "another site may not call this server; see cors_origins")
         return ""
 
-    def _has_key(self, scope: Scope, headers: dict[bytes, list[bytes]]) -> bool:
-        if not self.key or scope["path"] == _OPEN_PATH:
-            return True
-        offered = list(headers.get(b"x-api-key", []))
-        for value in headers.get(b"authorization", []):
-            scheme, _, token = value.partition(b" ")
-            if scheme.lower() == b"bearer":
-                offered.append(token.strip())
-        return any([hmac.compare_digest(key, self.key) for key in offered])
+    def _check_key(self, scope: Scope, headers: dict[bytes, list[bytes]]) -> HttpError | None:
+        """Note whose request it is; what to say when nobody's key is with it, or one that doesn't open this."""
+        if scope["path"] == _OPEN_PATH:
+            return None
+        holder = self.keys.find(_offered(headers)) if self.keys.wanted() else ANYBODY
+        if holder is None:
+            return _NO_KEY
+        scope.setdefault("state", {})["key"] = holder
+        return None if holder.may(scope_for(scope["method"], scope["path"])) else _SCOPE
+
+
+def _offered(headers: dict[bytes, list[bytes]]) -> list[bytes]:
+    offered = list(headers.get(b"x-api-key", []))
+    for value in headers.get(b"authorization", []):
+        scheme, _, token = value.partition(b" ")
+        if scheme.lower() == b"bearer":
+            offered.append(token.strip())
+    return offered
 
 
 def check_origins(settings: Settings) -> None:
@@ -118,6 +127,17 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(_bare(host)).is_loopback
     except ValueError:
         return _bare(host) == "localhost"
+
+
+def _is_foreign(headers: dict[bytes, list[bytes]]) -> bool:
+    """Whether a browser says that a page of another origin asks; one of another port is of the same site."""
+    return any(site in (b"cross-site", b"same-site") for site in headers.get(b"sec-fetch-site", []))
+
+
+def _is_page(headers: dict[bytes, list[bytes]]) -> bool:
+    """Whether somebody followed a link: the answer is a page of its own, in no other's frame."""
+    mode, into = (headers.get(name, [b""])[0] for name in (b"sec-fetch-mode", b"sec-fetch-dest"))
+    return mode == b"navigate" and into in (b"", b"document")
 
 
 def _bare(host: str) -> str:

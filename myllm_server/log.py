@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from myllm_server.headers import secured
 from myllm_server.records import REQUEST_ID, printable
 
 logger = logging.getLogger("myllm.access")
@@ -50,7 +51,8 @@ class RequestLog:
             nonlocal status, ended
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", identity.encode())]
+                added = (*message.get("headers", ()), (b"x-request-id", identity.encode()))
+                message["headers"] = secured(added)
             elif not message.get("more_body", False):
                 ended = True
             await send(message)

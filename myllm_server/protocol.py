@@ -14,6 +14,7 @@ from uvicorn import Config  # noqa: TID253 - this module is imported inside serv
 from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: TID253
 
 from myllm_server.errors import HttpError, json_bytes
+from myllm_server.headers import SECURITY
 from myllm_server.log import logger
 
 _BARE_LF = re.compile(rb"(?<!\r)\n")
@@ -133,6 +134,7 @@ class HttpProtocol(H11Protocol):
                 (b"content-length", str(len(content)).encode()),
                 (b"x-request-id", identity.encode()),
                 (b"connection", b"close"),
+                *SECURITY,
             ]
             for event in (
                 h11.Response(status_code=error.status, headers=headers),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _BACKLOG = 512
 
 
-def serve(settings: Settings, plugins: Plugins, *, reload: bool = False, no_auth: bool = False) -> int:
+def serve(settings: Settings, plugins: Plugins, *, reload: bool = False) -> int:
     """Serve until SIGINT or SIGTERM, and return the exit code.
 
     One line on standard output says where: ``Listening on http://127.0.0.1:8000``. A first signal lets running
@@ -34,7 +34,10 @@ def serve(settings: Settings, plugins: Plugins, *, reload: bool = False, no_auth
     when Python files below the working directory change.
     """
     share_one_heap()
+    from myllm_server.tls import tls_options
+
     log_to_stderr(settings)
+    tls_options(settings)
     try:
         listener = _bind(settings.host, settings.port)
     except (OSError, UnicodeError) as error:
@@ -42,8 +45,8 @@ def serve(settings: Settings, plugins: Plugins, *, reload: bool = False, no_auth
         _say(f"can't listen on {settings.host} port {settings.port}: {reason}; try: myllm serve --port 0")
         return 1
     with listener:
-        settings = _with_key(settings, no_auth)
         try:
+            settings = _with_key(settings)
             return _serve_reloading(settings, listener) if reload else asyncio.run(_serve(settings, plugins, listener))
         except MyllmError as error:
             _say(error.message)
@@ -72,15 +75,16 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _with_key(settings: Settings, no_auth: bool) -> Settings:
+def _with_key(settings: Settings) -> Settings:
     """The settings with the key that clients must send; one is made for an address that others can reach."""
+    from myllm_core.keys import KeyFile
     from myllm_server.guard import is_loopback
 
-    if no_auth:
+    if settings.no_auth:
         if not is_loopback(settings.host):
             _say(f"WARNING: no key is asked for (--no-auth), and {settings.host} can be reached from other machines")
         return settings.model_copy(update={"api_key": ""})
-    if settings.api_key or is_loopback(settings.host):
+    if settings.api_key or is_loopback(settings.host) or KeyFile(settings.data_dir).read():
         return settings
     key = secrets.token_urlsafe(32)
     _say(f"others can reach {settings.host}, so clients must send this key (set MYLLM_API_KEY to choose one): {key}")
@@ -90,7 +94,8 @@ def _with_key(settings: Settings, no_auth: bool) -> Settings:
 def _announce(settings: Settings, listener: socket.socket) -> None:
     host = settings.host
     shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
-    print(f"Listening on http://{shown}:{listener.getsockname()[1]}", flush=True)
+    scheme = "https" if settings.ssl_certfile else "http"
+    print(f"Listening on {scheme}://{shown}:{listener.getsockname()[1]}", flush=True)
 
 
 async def _serve(settings: Settings, plugins: Plugins, listener: socket.socket) -> int:
@@ -99,13 +104,14 @@ async def _serve(settings: Settings, plugins: Plugins, listener: socket.socket) 
     from myllm_server.gate import Gate
     from myllm_server.graceful import GracefulServer, exit_code
     from myllm_server.protocol import ServerConfig
+    from myllm_server.tls import tls_options
 
     gate = Gate(settings.max_requests)
     with _tracer(settings) as tracer:
         async with Runtime(settings, plugins) as runtime:
             app = create_app(runtime, settings, plugins, gate=gate, tracer=tracer)
             server = GracefulServer(
-                ServerConfig(app, settings.read_timeout, lifespan="off"),
+                ServerConfig(app, settings.read_timeout, lifespan="off", **tls_options(settings)),
                 gate,
                 settings.shutdown_grace,
                 lambda: _announce(settings, listener),
@@ -130,9 +136,11 @@ def _serve_reloading(settings: Settings, listener: socket.socket) -> int:
     from uvicorn.supervisors import ChangeReload
 
     from myllm_server.protocol import ServerConfig
+    from myllm_server.tls import tls_options
 
     _export(settings)
-    config = ServerConfig(f"{__name__}:reloaded_app", settings.read_timeout, factory=True, reload=True, lifespan="on")
+    more: dict[str, Any] = {"factory": True, "reload": True, "lifespan": "on", **tls_options(settings)}
+    config = ServerConfig(f"{__name__}:reloaded_app", settings.read_timeout, **more)
     _announce(settings, listener)
     ChangeReload(config, target=Server(config).run, sockets=[listener]).run()
     return 0

@@ -8,11 +8,14 @@ from starlette.requests import HTTPConnection
 
 from myllm_core.runtime.runtime import Runtime
 from myllm_core.settings import Settings
+from myllm_server.keys import is_named, key_of
+from myllm_server.owned import OwnedRuntime
 
 
 def runtime_of(connection: HTTPConnection) -> Runtime:
-    """The runtime that the app was made with."""
-    return cast(Runtime, connection.app.state.runtime)
+    """The runtime that the app was made with; to who can't manage it shows the sessions of their own key only."""
+    runtime, key = cast(Runtime, connection.app.state.runtime), key_of(connection)
+    return runtime if key.may("manage") else OwnedRuntime(runtime, key.name)
 
 
 def settings_of(connection: HTTPConnection) -> Settings:
@@ -21,5 +24,10 @@ def settings_of(connection: HTTPConnection) -> Settings:
 
 
 def client_of(connection: HTTPConnection, within: str | None = None) -> str:
-    """Whose turn a request takes when a model is busy: its address's; ``within`` tells that one's users apart."""
-    return f"{connection.client.host if connection.client else ''} {within or ''}"
+    """Whose turn a request takes when a model is busy: its named key's, or its address's.
+
+    ``within`` tells that one's users apart.
+    """
+    key = key_of(connection)
+    asker = f"key {key.name}" if is_named(key) else connection.client.host if connection.client else ""
+    return f"{asker} {within or ''}"

@@ -14,7 +14,10 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
+from myllm_core.keys import ApiKey
+from myllm_server.audit import note_target
 from myllm_server.errors import HttpError, refusal
+from myllm_server.keys import key_of
 from myllm_server.state import settings_of
 
 
@@ -60,6 +63,13 @@ def check_messages(value: Any, most: int) -> None:
         raise HttpError(422, "invalid_request", message, data={"max_messages": most}, param="messages")
 
 
+def check_keep_alive(value: Any, key: ApiKey) -> None:
+    """Refuse to let who can't manage say how long a model stays loaded. Raises ``HttpError``."""
+    if isinstance(value, dict) and value.get("keep_alive") is not None and not key.may("manage"):
+        message = "keep_alive: only a key with the scope manage may say how long a model stays loaded; leave it out"
+        raise HttpError(403, "scope_missing", message, param="keep_alive")
+
+
 def _refuse_surrogates(value: Any) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode()
@@ -88,6 +98,8 @@ class StrictRoute(APIRoute):
                 settings = settings_of(request)
                 read.parsed = parse_json(body, settings.max_json_depth)
                 check_messages(read.parsed, settings.max_messages)
+                check_keep_alive(read.parsed, key_of(request))
+                note_target(request.scope, read.parsed)
             try:
                 return await handle(read)
             except RequestValidationError as error:

@@ -64,11 +64,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace the file at ``path`` in one step, durably. Raises ``OSError``; the old file is whole then."""
+def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Replace the file at ``path`` in one step, durably. Raises ``OSError``; the old file is whole then.
+
+    ``mode`` are the new file's permissions, less what the umask takes.
+    """
     partial = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     try:
-        with partial.open("xb") as file:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        with open(os.open(partial, flags, mode), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

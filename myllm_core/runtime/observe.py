@@ -21,7 +21,8 @@ class Ended:
 
     ``began`` is Unix time. ``admitted`` (the model is loaded and it is this request's turn), ``first`` (the first
     token) and ``seconds`` (the end) count from there; None when it never came to that. ``outcome`` is ``refused`` when
-    the queue was full. ``usage`` is zero when a request ended without telling it, as a cancelled one does.
+    the queue was full. ``usage`` is zero when a request ended without telling it, as a cancelled one does; ``pieces``
+    is how many pieces of text were given then too.
     """
 
     kind: Kind
@@ -34,6 +35,7 @@ class Ended:
     first: float | None
     seconds: float
     error: MyllmError | None
+    pieces: int = 0
 
 
 class Observer:
@@ -62,6 +64,7 @@ class Watch:
         self._start = time.perf_counter()
         self._admitted: float | None = None
         self._first: float | None = None
+        self._pieces = 0
         self._told = False
 
     def __enter__(self) -> Self:
@@ -84,8 +87,10 @@ class Watch:
         """An event goes to whoever asked."""
         if isinstance(event, Finish):
             self._tell(event.reason, event.usage, event.error)
-        elif self._first is None and not isinstance(event, Progress):
-            self._first = time.perf_counter() - self._start
+        elif not isinstance(event, Progress):
+            self._pieces += 1
+            if self._first is None:
+                self._first = time.perf_counter() - self._start
 
     def made(self, embeddings: Embeddings) -> None:
         """The embeddings are there."""
@@ -101,6 +106,7 @@ class Watch:
             return
         self._told = True
         seconds = time.perf_counter() - self._start
-        ended = Ended(*self._about, outcome, usage, self._began, self._admitted, self._first, seconds, error)
+        began, admitted, first = self._began, self._admitted, self._first
+        ended = Ended(*self._about, outcome, usage, began, admitted, first, seconds, error, self._pieces)
         for observer in self._observers:
             observer.request_ended(ended)

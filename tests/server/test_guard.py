@@ -11,16 +11,15 @@ import pytest
 
 import myllm_server
 from myllm_core.errors import ConfigError
+from myllm_core.keys import hash_key
 from myllm_core.settings import Settings
-from myllm_server import guard
+from myllm_server import guard, keys
 from support.server import Answer, LiveServer, StartServer
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE", "MYLLM")
-PATHS = (
-    "/api/chat", "/api/generate", "/api/embeddings", "/api/models", "/api/models/echo", "/api/models/echo/load",
-    "/api/models/echo/unload", "/api/ps", "/api/sessions", "/api/sessions/s", "/health", "/metrics", "/docs",
-    "/docs/oauth2-redirect", "/openapi.json", "/static-offline-docs/swagger-ui.css", "/echo/ping", "/nope",
-    "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/v1/models/echo",
+OTHERS = (
+    "/", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/static-offline-docs/swagger-ui.css", "/echo/ping",
+    "/nope",
 )  # fmt: skip
 ORIGIN = "http://chat.example:3000"
 KEY = "s3cret-Kéy"
@@ -31,19 +30,20 @@ def send(live: LiveServer, method: str, path: str, *lines: str, body: str = "") 
     return live.raw(("\r\n".join(head) + "\r\n\r\n" + body).encode("latin-1"))
 
 
-def test_the_paths_here_are_all_there_are(live: LiveServer) -> None:
-    described = {
-        re.sub(r"{(name|model)}", "echo", path).replace("{session_id}", "s") for path in live.app.openapi()["paths"]
-    }
-    assert described <= set(PATHS)
+def paths_of(live: LiveServer) -> list[str]:
+    """A path for each route there is, those that are added later too, and some that aren't in the document."""
+    described = [re.sub(r"{(name|model)(:path)?}", "echo", path) for path in live.app.openapi()["paths"]]
+    return [*(re.sub(r"{[^}]+}", "s", path) for path in described), *OTHERS]
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_a_foreign_host_is_refused_everywhere(live: LiveServer, path: str) -> None:
-    for method in METHODS:
-        answer = send(live, method, path, "Host: evil.example")
-        assert answer.status == 403, method
-        assert method == "HEAD" or b"host_not_allowed" in answer.body
+def test_a_foreign_host_is_refused_everywhere(live: LiveServer) -> None:
+    paths = paths_of(live)
+    assert len(paths) > 25
+    for path in paths:
+        for method in METHODS:
+            answer = send(live, method, path, "Host: evil.example")
+            assert answer.status == 403, (method, path)
+            assert method == "HEAD" or b"add it to allowed_hosts" in answer.body
 
 
 @pytest.mark.parametrize(
@@ -177,8 +177,12 @@ def test_answers_and_errors_can_be_read_by_a_configured_origin(start: StartServe
 
 def test_other_sites_cant_load_anything_but_may_link_here(live: LiveServer) -> None:
     cross = {"sec-fetch-site": "cross-site"}
-    for mode in ("no-cors", "cors", "websocket"):
-        assert live.get("/api/models", headers=cross | {"sec-fetch-mode": mode}).status == 403
+    for site in ("cross-site", "same-site"):
+        for mode in ("no-cors", "cors", "websocket"):
+            answer = live.get("/api/models", headers={"sec-fetch-site": site, "sec-fetch-mode": mode})
+            assert answer.status == 403
+    framed = cross | {"sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"}
+    assert live.get("/docs", headers=framed).status == 403
     assert live.get("/docs", headers=cross | {"sec-fetch-mode": "navigate"}).status == 200
     assert live.post("/api/models/echo/load", headers=cross | {"sec-fetch-mode": "navigate"}).status == 403
 
@@ -213,12 +217,12 @@ def locked(home: Path) -> object:
     ],
 )
 def test_without_the_key_nothing_but_health_is_open(locked: LiveServer, line: str) -> None:
-    for path in PATHS:
-        for method in ("GET", "POST", "DELETE", "HEAD"):
+    for path in paths_of(locked):
+        for method in METHODS:
             raw = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{line}\r\n\r\n".encode()
             answer = locked.raw(raw)
             if path == "/health":
-                assert answer.status in (200, 405)
+                assert answer.status in (200, 405), method
             else:
                 assert answer.status == 401, (method, path)
                 assert answer.headers["www-authenticate"] == "Bearer"
@@ -252,9 +256,9 @@ def test_the_key_is_compared_in_constant_time(locked: LiveServer, monkeypatch: p
         seen.append((a, b))
         return real(a, b)
 
-    monkeypatch.setattr(guard.hmac, "compare_digest", spy)
+    monkeypatch.setattr(keys.hmac, "compare_digest", spy)
     assert locked.get("/api/ps", headers={"x-api-key": "wrong"}).status == 401
-    assert seen == [(b"wrong", KEY.encode())]
+    assert seen == [(hash_key(b"wrong").encode(), hash_key(KEY.encode()).encode())]
 
 
 def test_no_code_decides_by_the_url_or_compares_keys_itself() -> None:
@@ -262,8 +266,11 @@ def test_no_code_decides_by_the_url_or_compares_keys_itself() -> None:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Attribute):
                 assert node.attr not in ("url", "base_url"), f"{file.name}:{node.lineno}"
-            if isinstance(node, ast.Compare):
-                assert "key" not in ast.unparse(node).lower(), f"{file.name}:{node.lineno}"
+            if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Eq | ast.NotEq | ast.In | ast.NotIn):
+                secret = re.search(r"(?<!_)key\b|secret|digest|sha256", ast.unparse(node))
+                assert not secret or file.name == "keys.py" and "ANYBODY" in ast.unparse(node), (
+                    f"{file.name}:{node.lineno}"
+                )
 
 
 def test_reading_changes_nothing(start: StartServer, tmp_path: Path, home: Path) -> None:
@@ -275,7 +282,7 @@ def test_reading_changes_nothing(start: StartServer, tmp_path: Path, home: Path)
     with start() as server:
         session = server.chat("hello").json["session_id"]
         before = (state(), server.get("/api/sessions").json, server.get("/api/ps").json["models"][0]["loaded_at"])
-        for path in PATHS:
+        for path in paths_of(server):
             if path != "/api/chat":
                 assert server.get(path.replace("/s", f"/{session}") if path == "/api/sessions/s" else path).status
         after = (state(), server.get("/api/sessions").json, server.get("/api/ps").json["models"][0]["loaded_at"])

@@ -23,7 +23,7 @@ class Served:
         self._log = log
         assert process.stdout is not None
         self.line = process.stdout.readline()
-        found = re.fullmatch(r"Listening on http://(\S+):(\d+)\n", self.line)
+        found = re.fullmatch(r"Listening on https?://(\S+):(\d+)\n", self.line)
         assert found, (self.line, self.log)
         self.host, self.port = found[1], int(found[2])
 
