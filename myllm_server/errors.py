@@ -98,9 +98,12 @@ def _seconds(value: object) -> int:
     return max(1, math.ceil(value)) if isinstance(value, int | float) and math.isfinite(value) else 1
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
 def json_bytes(value: Any) -> bytes:
     """JSON in UTF-8, always valid: no NaN (``ValueError``), and a stray surrogate becomes ``?``."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
+    return _encode(value).encode("utf-8", "replace")
 
 
 def request_id(scope: Scope) -> str:

@@ -37,7 +37,7 @@ class _Stream:
 
     def __init__(self) -> None:
         self._items: deque[list[Any]] = deque()
-        self._ready = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None
 
     def put(self, item: list[Any]) -> None:
         last = self._items[-1] if self._items else None
@@ -45,12 +45,14 @@ class _Stream:
             last[1] += item[1]
         else:
             self._items.append(item)
-        self._ready.set()
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     async def get(self) -> list[Any]:
+        """The next item; for one reader."""
         while not self._items:
-            self._ready.clear()
-            await self._ready.wait()
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
         return self._items.popleft()
 
 

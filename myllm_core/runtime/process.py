@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import json
 import logging
 import os
 import signal
 import sys
 from collections import deque
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from myllm_core.errors import EngineError, MyllmError, WorkerDied
 from myllm_core.runtime.handle import Handle, LoadOrder, OnProgress
-from myllm_core.runtime.wire import HEADER, MAX_FRAME, frame, pack_model
+from myllm_core.runtime.wire import Frames, frame, pack_model
+
+T = TypeVar("T")
 
 log = logging.getLogger("myllm.worker")
 
 _LOG_TAIL = 8 * 1024
 _CLOSE_GRACE = 5.0
 _LAST_WORDS = 1.0
+_STDOUT = 1
 
 
 def worker_environment() -> dict[str, str]:
@@ -37,13 +40,36 @@ def worker_environment() -> dict[str, str]:
     return environment
 
 
+class _Output(asyncio.Protocol):
+    """A worker's standard output, heard where it is read; asyncio's own way takes two more turns of the event loop."""
+
+    def __init__(self, usual: asyncio.BaseProtocol) -> None:
+        self._usual = usual
+        self.hear: Callable[[bytes], None] = lambda data: None
+        self.closed = asyncio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        """Hear it."""
+        self.hear(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let asyncio know: it waits for all pipes of a process."""
+        self.closed.set()
+        self._usual.connection_lost(exc)
+
+
 class _Pipes(asyncio.subprocess.SubprocessStreamProtocol):
     """The pipes of a worker, closed when it has ended: a child that it leaves behind may hold the other ends."""
+
+    output: _Output
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember what to close."""
         super().connection_made(transport)
         self._owned = transport
+        pipe: Any = cast(asyncio.SubprocessTransport, transport).get_pipe_transport(_STDOUT)
+        self.output = _Output(pipe.get_protocol())
+        pipe.set_protocol(self.output)
 
     def process_exited(self) -> None:
         """Give what the worker said last a moment to arrive, then stop listening."""
@@ -54,22 +80,21 @@ class _Pipes(asyncio.subprocess.SubprocessStreamProtocol):
 class WorkerProcess(Handle):
     """A model in a process of its own: a crash in native code ends this model only, and its memory comes back."""
 
-    def __init__(self, order: LoadOrder, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, order: LoadOrder, process: asyncio.subprocess.Process, output: _Output) -> None:
         super().__init__(order)
         self._process = process
+        self._frames = Frames()
+        self._output = output
+        output.hear = self._hear
         self._log: deque[bytes] = deque()
         self._log_size = 0
         self._closing = False
-        # in contexts of their own: what they log belongs to no request, though one has started them
-        self._tasks = [
-            asyncio.create_task(reading, context=contextvars.Context())
-            for reading in (self._read_log(), self._read_events())
-        ]
+        self._tasks = [_apart(self._read_log()), _apart(self._await_end())]
 
     @classmethod
     async def start(cls, order: LoadOrder, on_progress: OnProgress) -> WorkerProcess:
         """Start a worker and wait until the model is loaded. Raises ``EngineError``."""
-        worker = cls(order, await _spawn(order))
+        worker = cls(order, *await _apart(_spawn(order)))
         worker.on_progress = on_progress
         point = order.plugin.entry_point
         worker._send(
@@ -120,35 +145,26 @@ class WorkerProcess(Handle):
         with suppress(ProcessLookupError):
             self._process.kill()
 
-    async def _read_events(self) -> None:
-        stream = self._process.stdout
-        assert stream is not None
+    def _hear(self, data: bytes) -> None:
         try:
-            while True:
-                (size,) = HEADER.unpack(await stream.readexactly(HEADER.size))
-                if size > MAX_FRAME:
-                    raise ValueError("a frame is too long")
-                self._receive(json.loads(await stream.readexactly(size)))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        except (ValueError, TypeError, LookupError) as error:
-            log.error(
-                "worker %s of %s sent nonsense (%s); it is ended",
-                self.pid,
-                self.order.model.name,
-                error,
-                extra={"fields": self._fields()},
-            )
+            for batch in self._frames.feed(data):
+                self._receive(batch)
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            self._output.hear = lambda data: None
+            text = "worker %s of %s sent nonsense (%s); it is ended"
+            log.error(text, self.pid, self.order.model.name, error, extra={"fields": self._fields()})
             self.kill()
-        finally:
-            code = await self._process.wait()
-            await asyncio.wait([self._tasks[0]], timeout=_LAST_WORDS)
-            self._end(self._cause(code))
-            if not self._closing and self.dead is not None:
-                log.warning("%s", self.dead, extra={"fields": self._fields()})
-                self.on_death(self.dead)
-            if self._process.stdin is not None:
-                self._process.stdin.close()
+
+    async def _await_end(self) -> None:
+        await self._output.closed.wait()
+        code = await self._process.wait()
+        await asyncio.wait([self._tasks[0]], timeout=_LAST_WORDS)
+        self._end(self._cause(code))
+        if not self._closing and self.dead is not None:
+            log.warning("%s", self.dead, extra={"fields": self._fields()})
+            self.on_death(self.dead)
+        if self._process.stdin is not None:
+            self._process.stdin.close()
 
     async def _read_log(self) -> None:
         stream = self._process.stderr
@@ -186,7 +202,12 @@ class WorkerProcess(Handle):
         return WorkerDied(f"the process running {name} {how}{said}; the next request starts it again", exit=code)
 
 
-async def _spawn(order: LoadOrder) -> asyncio.subprocess.Process:
+def _apart(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Do it in a context of its own: what is logged belongs to no request, though one has begun it."""
+    return asyncio.create_task(work, context=contextvars.Context())
+
+
+async def _spawn(order: LoadOrder) -> tuple[asyncio.subprocess.Process, _Output]:
     loop = asyncio.get_running_loop()
     try:
         transport, pipes = await loop.subprocess_exec(
@@ -196,7 +217,7 @@ async def _spawn(order: LoadOrder) -> asyncio.subprocess.Process:
         )
     except OSError as error:
         raise EngineError(f"can't start a process for {order.model.name}: {error.strerror}; try again later") from error
-    return asyncio.subprocess.Process(transport, pipes, loop)
+    return asyncio.subprocess.Process(transport, pipes, loop), pipes.output
 
 
 def _signal_name(number: int) -> str:

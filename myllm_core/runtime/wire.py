@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, BinaryIO
 
@@ -41,10 +42,14 @@ from myllm_core.types import (
 HEADER = struct.Struct("<I")
 MAX_FRAME = 2**30
 
+# json.dumps and json.loads do more around these for each token than these do
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_decode = json.JSONDecoder().raw_decode
+
 
 def frame(value: Any) -> bytes:
     """A value as one frame."""
-    body = json.dumps(value, separators=(",", ":")).encode()
+    body = _encode(value).encode()
     return HEADER.pack(len(body)) + body
 
 
@@ -58,6 +63,36 @@ def read_frame(stream: BinaryIO) -> Any:
     if len(body) < size:
         raise EOFError
     return json.loads(body)
+
+
+def _value(text: str) -> Any:
+    value, end = _decode(text)
+    if end != len(text):
+        raise ValueError("a frame has more than a value in it")
+    return value
+
+
+class Frames:
+    """Frames out of bytes as they come, however they are cut."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Any]:
+        """The values of the frames that are whole now. Raises ``ValueError`` for what is no frame."""
+        rest = self._rest
+        rest += data
+        begin = 0
+        while len(rest) >= begin + HEADER.size:
+            (size,) = HEADER.unpack_from(rest, begin)
+            if size > MAX_FRAME:
+                raise ValueError("a frame is too long")
+            end = begin + HEADER.size + size
+            if len(rest) < end:
+                break
+            yield _value(rest[begin + HEADER.size : end].decode())
+            begin = end
+        del rest[:begin]
 
 
 def pack_request(request: Request) -> dict[str, Any]:

@@ -15,7 +15,7 @@ _AT_ONCE = 16  # the others of one request wait here, so that it can't fill a mo
 Generation = AsyncGenerator[Event, None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Of:
     """An event of the choice with this index."""
 
