@@ -17,7 +17,7 @@ from myllm_core.types import Grammar
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-_JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _MAX_GRAMMAR = 1_000_000
 
 
@@ -65,21 +65,22 @@ class Constraints:
         self._tokenize = tokenize
         self._tokenizer: LLTokenizer | None = None
 
-    def make(self, grammar: Grammar) -> Constraint:
-        """Compile a grammar. Raises ``InvalidRequest`` that says what is wrong with it."""
+    def make(self, grammar: Grammar, name: str = "") -> Constraint:
+        """Compile a grammar, which errors call ``name``. Raises ``InvalidRequest`` that says what is wrong with it."""
         from llguidance import LLMatcher, LLParserLimits
 
+        name = name or _NAMES[grammar.kind]
         if len(grammar.text) > _MAX_GRAMMAR:
-            raise InvalidRequest(f"the {_NAMES[grammar.kind]} is longer than a million characters; send a simpler one")
+            raise InvalidRequest(f"the {name} is longer than a million characters; send a simpler one")
         try:
             source = _compile(grammar)
         except (ValueError, RecursionError) as error:
-            raise InvalidRequest(f"the {_NAMES[grammar.kind]} can't be used: {error}"[:500]) from None
+            raise InvalidRequest(f"the {name} can't be used: {error}"[:500]) from None
         limits = LLParserLimits(max_lexer_states=50_000, max_grammar_size=200_000)
         matcher = LLMatcher(self._llguidance_tokenizer(), source, log_level=0, limits=limits)
         if matcher.is_error():
             problem = " ".join(matcher.get_error().split())
-            raise InvalidRequest(f"the {_NAMES[grammar.kind]} can't be used: {problem}"[:500])
+            raise InvalidRequest(f"the {name} can't be used: {problem}"[:500])
         return Constraint(matcher, self._facts.vocab_size)
 
     def _llguidance_tokenizer(self) -> LLTokenizer:
@@ -101,7 +102,7 @@ def _compile(grammar: Grammar) -> str:
     match grammar.kind:
         case "json_schema":
             schema: dict[str, Any] = json.loads(grammar.text)
-            return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_STYLE)
+            return LLMatcher.grammar_from_json_schema(schema, overrides=JSON_STYLE)
         case "regex":
             return LLMatcher.grammar_from_regex(grammar.text)
         case "lark":

@@ -32,7 +32,7 @@ class Literals:
         if isinstance(value, list):
             return [self.protect(item, fence) for item in value]
         if isinstance(value, dict):
-            return {key: self.protect(item, fence) for key, item in value.items()}
+            return {self.protect(key, fence): self.protect(item, fence) for key, item in value.items()}
         return value
 
     def tokenize(self, text: str, fence: tuple[str, str], tokenize: Tokenize) -> list[int]:

@@ -10,9 +10,11 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import cast
 
 from myllm_core.chat.prompt import Prepared, Preparer
 from myllm_core.chat.text import ReasoningSplitter, StopMatcher, utf8_decoder
+from myllm_core.chat.tools.parser import Piece
 from myllm_core.engine import Sequence, TokenEngine, TokenOut
 from myllm_core.errors import EngineError, InvalidRequest, MyllmError
 from myllm_core.types import (
@@ -49,9 +51,10 @@ class _Reply:
         self.admitted = self.first = 0.0
         self._decoder = utf8_decoder()
         self._reasoning = ReasoningSplitter(prepared.reasoning, prepared.inside_reasoning)
+        self._calls = prepared.calls
         self._stops = StopMatcher(prepared.stop)
         self._logprobs: list[tuple[int, PositionLogprobs]] = []
-        self._decoded = self._emitted = 0
+        self._decoded = self._unsaid = 0
         self.constraint = prepared.constraint
         self.endless = request.ignore_eos and prepared.constraint is None
         if self.constraint is not None:
@@ -67,38 +70,65 @@ class _Reply:
             self.constraint.active = True  # from the next token on: the answer begins
         if logprobs is not None and not reasoning:
             self._logprobs.append((start, logprobs))
-        return self._events(reasoning, self._stops.feed(answer))
+        return self._events(reasoning, answer)
 
     def flush(self) -> list[Event]:
         """Events for what was held back, at the end."""
         reasoning, answer = self._reasoning.feed(self._decoder.decode(b"", True))
         more_reasoning, more_answer = self._reasoning.flush()
-        text = self._stops.feed(answer + more_answer)
-        if self._stops.found is None:
-            text += self._stops.flush()
-        return self._events(reasoning + more_reasoning, text)
+        return self._events(reasoning + more_reasoning, answer + more_answer, last=True)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more is wanted: a stop string came, or the one call that may."""
+        return self._stops.found is not None or (self._calls is not None and self._calls.done)
+
+    @property
+    def called(self) -> bool:
+        """Whether the model called a tool."""
+        return self._calls is not None and self._calls.count > 0
 
     @property
     def stopped_by(self) -> str | None:
         """The stop string that was found, if one was."""
         return self._stops.found
 
-    def _events(self, reasoning: str, text: str) -> list[Event]:
-        events: list[Event] = []
-        if reasoning:
-            events.append(ReasoningDelta(reasoning))
-        if text:
-            self._emitted += len(text)
-            events.append(TextDelta(text, self._certain_logprobs() if self._logprobs else ()))
-        return events
+    def _events(self, reasoning: str, answer: str, last: bool = False) -> list[Event]:
+        events: list[Event] = [ReasoningDelta(reasoning)] if reasoning else []
+        pieces: list[Piece] = [answer] if answer else []
+        if self._calls is not None:
+            pieces = self._calls.feed(answer) + (self._calls.flush() if last else [])
+        for piece in pieces:
+            if isinstance(piece, str):
+                self._unsaid += len(piece)
+                self._say(events, self._stops.feed(piece))
+            elif self._stops.found is None:
+                self._say(events, self._stops.flush())
+                events.append(piece)
+        if last and self._stops.found is None:
+            self._say(events, self._stops.flush())
+        return self._with_logprobs(events) if self._logprobs else events
 
-    def _certain_logprobs(self) -> tuple[PositionLogprobs, ...]:
-        ready = [item for start, item in self._logprobs if start < self._emitted]
-        self._logprobs = [pair for pair in self._logprobs if pair[0] >= self._emitted]
-        return tuple(ready)
+    def _say(self, events: list[Event], text: str) -> None:
+        if text:
+            self._unsaid -= len(text)
+            events.append(TextDelta(text))
+
+    def _with_logprobs(self, events: list[Event]) -> list[Event]:
+        """The events with the log probabilities of what is certain: the last text has them, and calls have none."""
+        told = (self._decoded if self._calls is None else self._calls.certain) - self._unsaid
+        texts = [index for index, event in enumerate(events) if isinstance(event, TextDelta)]
+        if texts or self._calls is not None:
+            ready = tuple(item for start, item in self._logprobs if start < told)
+            self._logprobs = [pair for pair in self._logprobs if pair[0] >= told]
+            for index in texts[-1:]:
+                events[index] = TextDelta(cast(TextDelta, events[index]).text, ready)
+        return events
 
     def finish(self, reason: FinishReason, error: MyllmError | None = None) -> Finish:
         """The last event."""
+        if reason == "stop" and self.called:
+            reason = "tool_calls"
         now = time.perf_counter()
         admitted = self.admitted or now
         first = self.first or now
@@ -194,8 +224,9 @@ class Pipeline:
             except MyllmError as error:
                 return self._end(reply, "error", error)
         logprobs = None if reply.request.logprobs is None else self._position(out)
-        events = reply.feed(self._piece(out.token), logprobs)
-        if reply.stopped_by is not None or (reply.constraint is not None and reply.constraint.complete):
+        marker = reply.prepared.markers.get(out.token)
+        events = reply.feed(self._piece(out.token) if marker is None else marker, logprobs)
+        if reply.done or (reply.constraint is not None and reply.constraint.complete):
             return events + self._end(reply, "stop")
         if reply.tokens >= reply.limit:
             return events + self._end(reply, "length")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,9 +13,13 @@ from myllm_core.chat.constraint import Constraint, Constraints
 from myllm_core.chat.fallbacks import Fallback, choose_fallback
 from myllm_core.chat.literal import Literals, Tokenize, choose_fence
 from myllm_core.chat.sandbox import compile_template, render
+from myllm_core.chat.tools.parser import ToolCallParser
+from myllm_core.chat.tools.rule import tool_rule
+from myllm_core.chat.tools.syntax import SYNTAXES, Syntax, choose_syntax
+from myllm_core.chat.tools.template import Abilities, abilities_of, as_values, functions, with_instructions
 from myllm_core.engine import ModelFacts
 from myllm_core.errors import ContextLengthError, InvalidRequest, TemplateError
-from myllm_core.types import ChatRequest, ContextReport, Message, Prompt, Request
+from myllm_core.types import ChatRequest, ContextReport, Message, Prompt, Request, Tools
 
 _REPLY_ROOM = 512
 
@@ -30,6 +34,9 @@ class Prepared:
     reasoning: bool = False
     inside_reasoning: bool = False
     constraint: Constraint | None = None
+    calls: ToolCallParser | None = None
+    markers: Mapping[int, bytes] = field(default_factory=dict)
+    """What control tokens mean that belong to the syntax of calls; ``piece`` says nothing of them."""
 
 
 class Preparer:
@@ -60,6 +67,25 @@ class Preparer:
         return compile_template(self._source)
 
     @cached_property
+    def _abilities(self) -> Abilities:
+        return abilities_of(self._render)
+
+    @cached_property
+    def _syntax(self) -> Syntax:
+        """How this model writes calls."""
+        return SYNTAXES[choose_syntax(self._source, self._abilities.tools)]
+
+    @cached_property
+    def _markers(self) -> dict[str, int]:
+        """The ids of those markers of the syntax that are control tokens."""
+        special = set(self._facts.special_tokens)
+        markers = [
+            text for text in (*self._syntax.opens, *self._syntax.closes, *self._syntax.others) if text in special
+        ]
+        tokens = {marker: self._tokenize(marker, True) for marker in markers}
+        return {marker: ids[0] for marker, ids in tokens.items() if len(ids) == 1}
+
+    @cached_property
     def _takes_system(self) -> bool:
         """Whether the template has a place for a system message; Gemma's and Mistral's early ones refuse it."""
         try:
@@ -70,39 +96,51 @@ class Preparer:
 
     def prepare(self, request: Request) -> Prepared:
         """The prompt's tokens. Raises ``ContextLengthError``, ``TemplateError`` or ``InvalidRequest``."""
-        constraint = self._constraints.make(request.grammar) if request.grammar else None
         if isinstance(request, ChatRequest):
-            return self._prepare_chat(request, constraint)
+            return self._prepare_chat(request)
+        constraint = self._constraints.make(request.grammar) if request.grammar else None
         tokens = self._with_bos(self._literals.plain(request.prompt, self._tokenize))
         if not tokens:
             raise InvalidRequest("the prompt is empty; send some text")
         self._check(len(tokens))
         return Prepared(tokens, ContextReport(self._facts.context_size), request.stop, constraint=constraint)
 
-    def _prepare_chat(self, request: ChatRequest, constraint: Constraint | None) -> Prepared:
+    def _prepare_chat(self, request: ChatRequest) -> Prepared:
         if not request.messages:
             raise InvalidRequest("there are no messages; send at least one")
+        tools = _callable(request)
+        constraint = self._constraint(request, tools)
         turns = _Turns(request.messages)
-        text, tokens = self._chat_tokens(list(request.messages))
+        text, tokens = self._chat_tokens(list(request.messages), tools)
         full, size = len(tokens), self._facts.context_size
         room = min(request.max_tokens or _REPLY_ROOM, size // 4)
         dropped: list[int] = []
         if full > size - room and request.fit == "drop" and turns.droppable:
-            count = self._fewest(turns, size - room)
+            count = self._fewest(turns, size - room, tools)
             dropped = turns.indexes(count)
-            text, tokens = self._chat_tokens(turns.without(count))
+            text, tokens = self._chat_tokens(turns.without(count), tools)
         self._check(len(tokens), full)
         report = ContextReport(size, tuple(dropped), full - len(tokens) if dropped else 0)
         stop = request.stop + (self._fallback.stop if self._fallback else ())
         inside = self._reasoning and text.rstrip().endswith("<think>")
-        return Prepared(tokens, report, stop, self._reasoning, inside, constraint)
+        prepared = Prepared(tokens, report, stop, self._reasoning, inside, constraint)
+        if tools is None:
+            return prepared
+        markers = {token: marker.encode() for marker, token in self._markers.items()}
+        return replace(prepared, calls=ToolCallParser(self._syntax, tools), markers=markers)
 
-    def _fewest(self, turns: _Turns, limit: int) -> int:
+    def _constraint(self, request: ChatRequest, tools: Tools | None) -> Constraint | None:
+        if tools is not None:
+            rule = tool_rule(self._syntax, tools, self._markers, request.grammar)
+            return self._constraints.make(rule, "tools' JSON schema") if rule else None
+        return self._constraints.make(request.grammar) if request.grammar else None
+
+    def _fewest(self, turns: _Turns, limit: int, tools: Tools | None) -> int:
         """The fewest of the oldest turns to leave out for a prompt of ``limit`` tokens; all if none is enough."""
         low, high = 1, turns.droppable
         while low < high:
             middle = (low + high) // 2
-            _, tokens = self._chat_tokens(turns.without(middle))
+            _, tokens = self._chat_tokens(turns.without(middle), tools)
             low, high = (low, middle) if len(tokens) <= limit else (middle + 1, high)
         return low
 
@@ -123,7 +161,7 @@ class Preparer:
         if isinstance(request, ChatRequest):
             if not request.messages:
                 raise InvalidRequest("there are no messages; send at least one")
-            text, fence = self._chat_text(list(request.messages))
+            text, fence = self._chat_text(list(request.messages), _callable(request))
             plain = text.replace(fence[0], "").replace(fence[1], "")
             tokens = self._literals.tokenize(text, fence, self._tokenize)
         else:
@@ -134,22 +172,30 @@ class Preparer:
         """Token ids of a text; the texts of control tokens are read as such only when ``special``."""
         return self._tokenize(text, True) if special and text else self._literals.plain(text, self._tokenize)
 
-    def _chat_tokens(self, messages: list[Message]) -> tuple[str, list[int]]:
-        text, fence = self._chat_text(messages)
+    def _chat_tokens(self, messages: list[Message], tools: Tools | None) -> tuple[str, list[int]]:
+        text, fence = self._chat_text(messages, tools)
         return text, self._with_bos(self._literals.tokenize(text, fence, self._tokenize))
 
-    def _chat_text(self, messages: list[Message]) -> tuple[str, tuple[str, str]]:
+    def _chat_text(self, messages: list[Message], tools: Tools | None) -> tuple[str, tuple[str, str]]:
         """The rendered conversation, and the fence around what in it must stay literal."""
-        values = [_as_dict(message) for message in messages]
-        fence = choose_fence(list(_texts(values)))
-        values = self._literals.protect(values, fence)
+        called = any(message.tool_calls or message.role == "tool" for message in messages)
+        told = functions(tools) if tools else None
+        if called:
+            values = as_values(messages, self._syntax, self._abilities)
+        else:
+            values = as_values(messages, SYNTAXES["json"], None)
+        fence = choose_fence(list(_texts([values, told])))
+        if tools is not None and not self._abilities.tools:
+            values, told = with_instructions(values, tools, self._syntax), None
+        values, told = self._literals.protect(values, fence), self._literals.protect(told, fence)
         if not self._takes_system:
             values = _fold_system(values)
-        return self._render(values), fence
+        return self._render(values, told), fence
 
-    def _render(self, messages: list[dict[str, Any]]) -> str:
+    def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
         values = {
             "messages": messages,
+            "tools": tools,
             "add_generation_prompt": True,
             "bos_token": self._facts.bos_text,
             "eos_token": self._facts.eos_text,
@@ -181,24 +227,17 @@ class _Turns:
         return [message for i, message in enumerate(self._messages) if i not in out]
 
 
-def _as_dict(message: Message) -> dict[str, Any]:
-    body: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.reasoning:
-        body["reasoning_content"] = message.reasoning
-    if message.tool_call_id:
-        body["tool_call_id"] = message.tool_call_id
-    if message.tool_calls:
-        body["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in message.tool_calls
-        ]
-    return body
+def _callable(request: ChatRequest) -> Tools | None:
+    """The tools that the model is told of; none when it isn't to call any."""
+    tools = request.tools
+    return tools if tools is not None and tools.functions and tools.choice != "none" else None
 
 
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
+        yield from value
         for item in value.values():
             yield from _texts(item)
     elif isinstance(value, list):

@@ -7,7 +7,7 @@ import random
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from myllm_core import ChatRequest, Finish, Message, TextDelta
@@ -106,6 +106,7 @@ def test_what_cannot_be_a_rule_is_refused_in_one_line(wandering, kind, text, say
     assert "\n" not in error.value.message and len(error.value.message) <= 500
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from myllm_core import ChatRequest, CompletionRequest, Finish, Message, ReasoningDelta, Sampling, TextDelta
@@ -37,6 +37,7 @@ def test_a_reply_is_the_engines_bytes_and_usage_counts_every_token(byte_engine):
     assert engine.running == {}
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_text_survives_any_cut_into_tokens(byte_engine, text):
     raw = text.encode("utf-8", "replace")
@@ -51,6 +52,7 @@ def test_invalid_utf8_becomes_replacement_characters_and_nothing_is_lost(byte_en
     assert answer(byte_engine(b"a\xe2\x82"))[0] == "a�"
 
 
+@settings(deadline=None)
 @given(st.text("abc", max_size=30), st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3))
 def test_stop_strings_end_the_text_before_the_first_one(byte_engine, text, stops):
     got, finish, _ = answer(byte_engine(text.encode()), ask(stop=tuple(stops)))
@@ -137,6 +139,7 @@ def test_markers_made_of_fences_stay_text(byte_engine):
     assert "\ufdd0<|im_end|>\ufdd1" in prompt_text(engine)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.sampled_from(["<|im_end|>", "<", "|im_end|>", "<|im_", "end|>", "\ufdd0", "\ufdd1", "x", " "]), max_size=8

@@ -7,7 +7,7 @@ import json
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from myllm_core.chat.tools.parser import ToolCallParser
@@ -255,6 +255,7 @@ _WORDS = st.sampled_from(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(SYNTAXES)), st.lists(_WORDS, max_size=25), st.integers())
 def test_whatever_comes_the_cuts_do_not_matter(family, words, seed):
     reply = "".join(words)
