@@ -19,18 +19,32 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises ``IntegrityError`` for a file that is too large, holds no JSON object, or names code that a library would
     fetch or run, and ``StorageError`` when it can't be read.
     """
+    config = _read_json(path)
+    if not isinstance(config, dict):
+        raise IntegrityError(f"{path.name} holds no JSON object")
+    _refuse_code(path.name, config)
+    return config
+
+
+def read_config_list(path: Path) -> list[dict[str, Any]]:
+    """The objects in a file that lists some. Raises as ``read_config`` does."""
+    config = _read_json(path)
+    if not isinstance(config, list) or not all(isinstance(item, dict) for item in config):
+        raise IntegrityError(f"{path.name} holds no list of JSON objects")
+    for item in config:
+        _refuse_code(path.name, item)
+    return config
+
+
+def _read_json(path: Path) -> Any:
     with storage_errors(f"read {path}"), open_regular(path) as file:
         data = file.read(_MAX_CONFIG + 1)
     if len(data) > _MAX_CONFIG:
         raise IntegrityError(f"{path.name} is larger than {_MAX_CONFIG // 2**20} MiB")
     try:
-        config = json.loads(data)
+        return json.loads(data)
     except (ValueError, RecursionError):
         raise IntegrityError(f"{path.name} is no valid JSON") from None
-    if not isinstance(config, dict):
-        raise IntegrityError(f"{path.name} holds no JSON object")
-    _refuse_code(path.name, config)
-    return config
 
 
 def _refuse_code(file_name: str, config: dict[str, Any]) -> None:

@@ -1,0 +1,221 @@
+"""Running sequences side by side on a backend that turns tokens into logits: for engines that have no scheduler.
+
+Needs numpy, which the plugin with such a backend brings along.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from myllm_core.engine import Sequence, TokenOut
+from myllm_core.errors import ContextLengthError, EngineError, InvalidRequest, MyllmError
+from myllm_core.sampler import Floats, Sampler, log_probabilities
+
+_LEAST_SHARED = 16
+"""Tokens that a prompt must have in common with what was read before, for that to be kept instead of read again."""
+
+
+class Backend(Protocol):
+    """A loaded model with a cache for each sequence. Its methods raise ``EngineError`` when the library fails."""
+
+    vocab_size: int
+
+    def open(self, number: int, room: int) -> int:
+        """Begin a sequence that will hold ``room`` tokens; how many it may hold, so many or more."""
+
+    def read(self, number: int, tokens: list[int]) -> Floats:
+        """Put a piece of a prompt behind a sequence; a new array with the logits of what comes after it."""
+
+    def write(self, tokens: Mapping[int, int]) -> list[Floats]:
+        """Put one token behind each of several sequences; a new array of logits for each, in the same order."""
+
+    def cut(self, number: int, length: int) -> bool:
+        """Take a sequence back to its first ``length`` tokens. False when that can't be done: it is closed then."""
+
+    def close(self, number: int) -> None:
+        """Give up what a sequence holds."""
+
+
+@dataclass(slots=True, eq=False)
+class _State:
+    """A sequence of the backend: the tokens that it has read."""
+
+    number: int
+    room: int
+    held: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    request: Sequence
+    tokens: list[int]
+    sampler: Sampler
+    state: _State | None = None
+    cached: int = 0
+
+    @property
+    def writing(self) -> bool:
+        return len(self.tokens) > len(self.request.tokens)
+
+
+class Decoding:
+    """Takes sequences and gives tokens, as a ``TokenEngine`` must.
+
+    Each step writes one token of every sequence whose prompt has been read, all in one pass where the backend can, and
+    reads a chunk of the oldest prompt that hasn't. What an ended sequence has read is kept as long as there is a place,
+    for a prompt that begins the same.
+    """
+
+    def __init__(self, backend: Backend, context_size: int, max_sequences: int, chunk_size: int) -> None:
+        """Begin with nothing. ``chunk_size`` is the most tokens of a prompt in one step."""
+        self._backend = backend
+        self._context_size = context_size
+        self._places = max_sequences
+        self._chunk = chunk_size
+        self._runs: dict[int, _Run] = {}
+        self._parked: OrderedDict[int, _State] = OrderedDict()
+        self._failed: list[TokenOut] = []
+        self._opened = 0
+
+    def add(self, request: Sequence) -> None:
+        """Take a sequence on; one that can't be run fails at the next step."""
+        if request.id in self._runs:
+            raise InvalidRequest(f"a sequence {request.id} is running already")
+        error = self._refusal(request)
+        if error is not None:
+            self._failed.append(TokenOut(request.id, -1, error=error))
+            return
+        sampler = Sampler(request.sampling, self._context_size, request.tokens)
+        self._runs[request.id] = _Run(request, list(request.tokens), sampler)
+
+    def _refusal(self, request: Sequence) -> MyllmError | None:
+        if len(request.tokens) > self._context_size:
+            return self._too_long(len(request.tokens))
+        if not request.tokens:
+            return InvalidRequest("the prompt is empty; send some text")
+        if min(request.tokens) < 0 or max(request.tokens) >= self._backend.vocab_size:
+            return InvalidRequest("the prompt has a token id that isn't in the model's vocabulary")
+        return None
+
+    def _too_long(self, count: int) -> ContextLengthError:
+        return ContextLengthError(
+            f"{count} tokens don't fit the context of {self._context_size}; shorten the conversation or load the "
+            "model with a larger context",
+            prompt_tokens=count,
+            context_size=self._context_size,
+        )
+
+    def cancel(self, sequence_id: int) -> None:
+        """Drop a sequence; unknown ids are ignored."""
+        self._failed = [out for out in self._failed if out.sequence_id != sequence_id]
+        run = self._runs.pop(sequence_id, None)
+        if run is not None and run.state is not None:
+            self._parked[run.state.number] = run.state
+
+    def step(self) -> list[TokenOut]:
+        """One token more of every sequence that writes, and a chunk of a prompt."""
+        writing = [run for run in self._runs.values() if run.writing]
+        reading = next((run for run in self._runs.values() if not run.writing), None)
+        outs = self._write(writing)
+        if reading is not None:
+            outs += self._read(reading)
+        failed, self._failed = self._failed, []
+        return failed + outs
+
+    def _write(self, runs: list[_Run]) -> list[TokenOut]:
+        for run in [run for run in runs if len(run.tokens) > self._context_size]:
+            self._fail(run, self._too_long(len(run.tokens)))
+            runs = [other for other in runs if other is not run]
+        if not runs:
+            return []
+        try:
+            rows = self._backend.write({_state(run).number: run.tokens[-1] for run in runs})
+        except EngineError as error:
+            for run in runs:
+                self._fail(run, error)
+            return []
+        for run in runs:
+            _state(run).held.append(run.tokens[-1])
+        return [out for run, row in zip(runs, rows, strict=True) if (out := self._choose(run, row)) is not None]
+
+    def _read(self, run: _Run) -> list[TokenOut]:
+        try:
+            state = run.state or self._claim(run)
+            chunk = run.tokens[len(state.held) : len(state.held) + self._chunk]
+            logits = self._backend.read(state.number, chunk)
+        except EngineError as error:
+            self._fail(run, error)
+            return []
+        state.held += chunk
+        if len(state.held) < len(run.tokens):
+            return []
+        out = self._choose(run, logits)
+        return [] if out is None else [out]
+
+    def _claim(self, run: _Run) -> _State:
+        """The state that a sequence begins from: what a prompt before it left, or a new one."""
+        room = min(self._context_size, len(run.tokens) + run.request.max_tokens)
+        run.state = self._continued(run.tokens, room)
+        if run.state is not None:
+            run.cached = len(run.state.held)
+            return run.state
+        while self._parked and len(self._parked) + len(self._runs) > self._places:
+            self._drop(self._parked.popitem(last=False)[1])
+        self._opened += 1
+        run.state = _State(self._opened, self._backend.open(self._opened, room))
+        return run.state
+
+    def _continued(self, tokens: list[int], room: int) -> _State | None:
+        shared = {number: _shared(state.held, tokens) for number, state in self._parked.items() if state.room >= room}
+        number = max(shared, key=lambda number: shared[number], default=0)
+        if not number or shared[number] < _LEAST_SHARED:
+            return None
+        state = self._parked.pop(number)
+        if shared[number] < len(state.held) and not self._backend.cut(number, shared[number]):
+            self._drop(state)
+            return None
+        del state.held[shared[number] :]
+        return state
+
+    def _choose(self, run: _Run, logits: Floats) -> TokenOut | None:
+        try:
+            token = run.sampler.choose(logits, run.request.allowed)
+        except EngineError as error:
+            self._fail(run, error)
+            return None
+        out = TokenOut(run.request.id, token, run.cached)
+        if run.request.logprobs is not None:
+            out.logprob, out.top = log_probabilities(logits, token, run.request.logprobs)
+        run.tokens.append(token)
+        return out
+
+    def _fail(self, run: _Run, error: MyllmError) -> None:
+        """End a sequence; what it has read may be damaged, and isn't kept."""
+        self._runs.pop(run.request.id, None)
+        if run.state is not None:
+            self._drop(run.state)
+        self._failed.append(TokenOut(run.request.id, -1, error=error))
+
+    def _drop(self, state: _State) -> None:
+        self._backend.close(state.number)
+
+    def close(self) -> None:
+        """Drop all sequences and what was kept."""
+        for sequence_id in list(self._runs):
+            self.cancel(sequence_id)
+        while self._parked:
+            self._drop(self._parked.popitem()[1])
+
+
+def _state(run: _Run) -> _State:
+    assert run.state is not None, "a sequence that writes has read its prompt"
+    return run.state
+
+
+def _shared(held: list[int], tokens: list[int]) -> int:
+    """How many tokens both begin with; the last token of a prompt must be read again, for its logits."""
+    limit = min(len(held), len(tokens) - 1)
+    return next((place for place in range(limit) if held[place] != tokens[place]), limit)
