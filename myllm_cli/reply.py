@@ -62,7 +62,8 @@ async def take_reply(events: AsyncGenerator[Event, None], view: View, model: str
             async for event in events:
                 reply.total = time.monotonic() - started
                 if isinstance(event, Progress):
-                    show_progress(status, event, model)
+                    if reply.first is None:  # later it would stand in the middle of the text
+                        show_progress(status, event, model)
                     continue
                 status.clear()
                 _take(event, view, reply)

@@ -108,6 +108,11 @@ class Engine(ABC):
         """Say how well this engine can load ``model``. Must be quick and load nothing."""
 
     @classmethod
+    def sampling_for(cls, model: Model) -> frozenset[str]:
+        """The options of ``Sampling`` that are honoured for ``model``, where that depends on it. Quick, as ``probe``."""
+        return cls.sampling
+
+    @classmethod
     @abstractmethod
     def estimate(cls, model: Model, options: Mapping[str, Any]) -> MemoryEstimate:
         """Say how much memory ``load`` with these options will take."""

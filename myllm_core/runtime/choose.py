@@ -94,6 +94,20 @@ def _extras() -> list[str]:
     return sorted(plugins) or ["all"]
 
 
+def sampling_of(engine: type[Engine], model: Model) -> frozenset[str]:
+    """The sampling options that an engine honours for a model. Raises ``EngineError`` when it can't say."""
+    if getattr(engine.sampling_for, "__func__", None) is Engine.sampling_for.__func__:  # type: ignore[attr-defined]
+        return engine.sampling
+    try:
+        with guarded():
+            names: Any = engine.sampling_for(model)
+    except PluginError as error:
+        raise EngineError(f"the {engine.name} engine can't say which options {model.name} has: {error}") from error
+    if not isinstance(names, set | frozenset):
+        raise EngineError(f"the {engine.name} engine gave {shown(names)} as the options of {model.name}, no set")
+    return frozenset(names)
+
+
 def load_options(engine: type[Engine], *layers: Mapping[str, Any]) -> dict[str, Any]:
     """Every load option of the engine: its default, or the value of the last layer that has it.
 

@@ -34,6 +34,7 @@ from myllm_core.models.manifest import Model
 from myllm_core.models.store import ModelStore
 from myllm_core.options import Options, grammar, merge, sampling
 from myllm_core.plugins import Plugins, load_plugins
+from myllm_core.runtime.choose import sampling_of
 from myllm_core.runtime.handle import LoadOrder
 from myllm_core.runtime.observe import Kind, Observer, Watch
 from myllm_core.runtime.pool import Pool
@@ -416,7 +417,7 @@ def _request(
     engine: type[Engine],
     tools: Tools | None = None,
 ) -> Request:
-    how = sampling(options, engine.sampling, engine.name)
+    how = sampling(options, sampling_of(engine, model), engine.name)
     stop, endless = tuple(options.stop or ()), bool(options.ignore_eos)
     if endless and not issubclass(engine, TokenEngine):
         raise UnsupportedError(f"the {engine.name} engine can't ignore_eos; it ends replies itself")

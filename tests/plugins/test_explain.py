@@ -110,8 +110,8 @@ def test_when_none_can_run_it_the_reason_is_told(store: ModelStore, plugins: Plu
 def test_a_broken_plugin_that_might_have_had_one_is_named(store: ModelStore, site: Site) -> None:
     site.install("odd", ENGINES)
     site.install("ruin", "raise RuntimeError('no')")
-    [text] = about(store, site.load()).broken
-    assert "ruin" in text and "no" in text and "fix:" in text
+    [text] = [text for text in about(store, site.load()).broken if text.startswith("ruin")]
+    assert "no" in text and "fix:" in text
 
 
 def test_a_runtime_says_which_engine_comes_next(store: ModelStore, plugins: Plugins, tmp_path: Path) -> None:

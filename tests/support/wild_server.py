@@ -23,6 +23,7 @@ class Exchange:
     headers: dict[str, str]
     sock: socket.socket
     number: int
+    body: bytes = b""
 
     def send(self, data: bytes) -> None:
         self.sock.sendall(data)
@@ -133,7 +134,10 @@ class WildServer:
         first, *lines = head.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
         method, target, _ = first.split(" ")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        exchange = Exchange(self, method, target, headers, sock, len(self.seen))
+        body = head.partition(b"\r\n\r\n")[2]
+        while len(body) < int(headers.get("content-length", 0)) and (more := sock.recv(65536)):
+            body += more
+        exchange = Exchange(self, method, target, headers, sock, len(self.seen), body)
         self.seen.append(exchange)
         with suppress(OSError):  # the client hung up
             self.handler(exchange)

@@ -44,6 +44,7 @@ class DeclaredTests(EngineFixtures):
         engine = case.engine
         assert CHECKS["engines"](engine) == ""
         assert engine.formats, "an engine names the formats that it loads"
+        assert set(engine.sampling_for(case.model)) <= set(asdict(Sampling())), "sampling_for names unknown options"
         assert all(name and name == name.lower() for name in engine.formats)
         assert isinstance(engine.max_concurrency, int) and engine.max_concurrency >= 1
 
@@ -65,7 +66,7 @@ class DeclaredTests(EngineFixtures):
             asyncio.run(load())
 
     def test_a_sampling_option_that_it_lacks_is_refused(self, case: EngineCase, tmp_path: Path) -> None:
-        missing = sorted(set(asdict(Sampling())) - set(case.engine.sampling) - {"repeat_last_n"})
+        missing = sorted(set(asdict(Sampling())) - case.engine.sampling_for(case.model) - {"repeat_last_n"})
         if not missing:
             pytest.skip("the engine has all sampling options")
         values: dict[str, Any] = {"seed": 5, "top_k": 3, "min_p": 0.5, "repeat_penalty": 1.5}
