@@ -82,7 +82,7 @@ def refusal(error: RequestValidationError, known: Sequence[str] | None = None) -
     first = problems[0]
     if first["type"] == "json_invalid":
         return HttpError(400, "invalid_json", "the body is no JSON")
-    path = [part for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    path = [part for part in first["loc"] if part not in ("body", "query", "path", "header") and not _is_branch(part)]
     where = ".".join(str(part) for part in path)[:_MAX_NAME] or "the body"
     if known is not None:
         message = f"unknown field {where}; known: {', '.join(known) or 'none'}"
@@ -92,6 +92,11 @@ def refusal(error: RequestValidationError, known: Sequence[str] | None = None) -
     if len(problems) > 1:
         message += f" (and {len(problems) - 1} more)"
     return HttpError(422, "invalid_request", message, param=where if path else None)
+
+
+def _is_branch(part: int | str) -> bool:
+    """Whether a part of a place names no field, but which of several types was tried: ``literal['auto','none']``."""
+    return isinstance(part, str) and part.startswith(("literal[", "list[", "dict["))
 
 
 def _seconds(value: object) -> int:

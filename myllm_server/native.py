@@ -52,6 +52,7 @@ async def chat(
         body.model,
         messages,
         options=body.options,
+        tools=body.tools_to_core(),
         session_id=session_id,
         turn_key=idempotency_key,
         keep_alive=body.keep_alive,
@@ -131,6 +132,7 @@ class NativeFrames:
         self._about = about
         self._texts: list[str] = []
         self._reasoning: list[str] = []
+        self._calls: list[Event] = []
         self._prefix = f"id: {event_id}\n".encode() if event_id else b""
 
     def event(self, event: Event) -> bytes:
@@ -141,6 +143,7 @@ class NativeFrames:
             self._reasoning.append(event.text)
             return self._frame({"token": "", "reasoning": event.text, "done": False})
         if isinstance(event, ToolCallDelta):
+            self._calls.append(event)
             return self._frame({"token": "", "tool_call": asdict(event), "done": False})
         if isinstance(event, Finish):
             return self._last(event)
@@ -161,10 +164,10 @@ class NativeFrames:
     def _last(self, finish: Finish) -> bytes:
         if finish.error:
             raise finish.error
-        reasoning = {"reasoning": "".join(self._reasoning)} if self._reasoning else {}
-        return self._frame(
-            {"done": True, **self._about, "full_text": "".join(self._texts), **reasoning, **_outcome(finish)}
-        )
+        more: dict[str, Any] = {"reasoning": "".join(self._reasoning)} if self._reasoning else {}
+        if self._calls:
+            more["tool_calls"] = _tool_calls(self._calls)
+        return self._frame({"done": True, **self._about, "full_text": "".join(self._texts), **more, **_outcome(finish)})
 
     def _frame(self, value: dict[str, Any]) -> bytes:
         prefix, self._prefix = self._prefix, b""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
 from myllm_core.options import Options
 from myllm_core.settings import parse_duration
-from myllm_core.types import Message, Role
+from myllm_core.types import Message, Role, Tool, ToolCall, Tools
 
 ModelName = Annotated[str, Field(min_length=1, max_length=200, description="an installed model (GET /api/models)")]
 SessionId = Annotated[
@@ -51,15 +51,43 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+class CalledTool(Body):
+    """A call that an assistant's message made; ``arguments`` is a JSON text."""
+
+    id: str = Field(min_length=1, max_length=200)
+    name: str
+    arguments: str
+
+
 class ChatMessage(Body):
     """One message of a conversation."""
 
     role: Role
     content: str
+    tool_calls: list[CalledTool] = Field([], description="the calls of an assistant's message")
+    tool_call_id: str | None = Field(None, description="of which call a `tool` message is the result")
 
     def to_core(self) -> Message:
         """The same as the core has it."""
-        return Message(self.role, self.content)
+        calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in self.tool_calls)
+        return Message(self.role, self.content, "", calls, self.tool_call_id)
+
+
+class ToolSpec(Body):
+    """A function that the model may call; ``parameters`` is the JSON schema of its arguments."""
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] | None = None
+    strict: bool = Field(
+        False, description="arguments always follow the schema, also when the call is the model's choice"
+    )
+
+
+class ToolName(Body):
+    """The function that has to be called."""
+
+    name: str
 
 
 class ChatBody(Body):
@@ -71,6 +99,19 @@ class ChatBody(Body):
     stream: bool = _STREAM
     options: Options = _OPTIONS
     keep_alive: KeepAlive = None
+    tools: list[ToolSpec] = Field([], description="the functions that the model may call")
+    tool_choice: Literal["auto", "none", "required"] | ToolName = Field(
+        "auto", description="whether it may, mustn't or must call one, or which it must call"
+    )
+    parallel_tool_calls: bool = Field(True, description="whether it may make several calls at once")
+
+    def tools_to_core(self) -> Tools | None:
+        """The tools, if there are any."""
+        choice = self.tool_choice
+        functions = tuple(Tool(one.name, one.description, one.parameters, one.strict) for one in self.tools)
+        if isinstance(choice, ToolName):
+            return Tools(functions, "required", choice.name, self.parallel_tool_calls)
+        return Tools(functions, choice, None, self.parallel_tool_calls) if functions or choice == "required" else None
 
 
 class ChatQuery(BaseModel):

@@ -15,10 +15,11 @@ from starlette.responses import Response
 from myllm_core.models.manifest import Model
 from myllm_core.types import Event, Usage
 from myllm_server.errors import HttpError, json_response
+from myllm_server.lenient import ignored
 from myllm_server.openai import examples, shapes
 from myllm_server.openai.choices import Generation, read_all, together
 from myllm_server.openai.frames import ChatChunks, CompletionChunks
-from myllm_server.openai.schemas import ChatBody, CompletionBody, EmbeddingsBody, ignored
+from myllm_server.openai.schemas import UNSUPPORTED, ChatBody, CompletionBody, EmbeddingsBody
 from myllm_server.state import client_of, runtime_of, settings_of
 from myllm_server.stream import EventStream, attended
 from myllm_server.strict import StrictRoute
@@ -52,7 +53,10 @@ async def chat_completions(
     messages, answers = body.to_core()
     runtime, client = runtime_of(request), client_of(request, body.user)
     engine = runtime.engine_of(body.model)
-    generations = [runtime.chat(body.model, messages, options=options, client=client) for options in answers]
+    tools = body.tools_to_core()
+    generations = [
+        runtime.chat(body.model, messages, options=options, tools=tools, client=client) for options in answers
+    ]
     if body.stream:
         return _stream(
             request,
@@ -66,7 +70,7 @@ async def chat_completions(
         shapes.head("chatcmpl", "chat.completion", body.model, engine),
         [shapes.chat_choice(index, events, bool(body.logprobs)) for index, events in enumerate(choices)],
         counts,
-        ignored(body),
+        ignored(body, UNSUPPORTED),
     )
 
 
@@ -92,7 +96,7 @@ async def completions(
             for index, events in enumerate(choices)
         ],
         counts,
-        ignored(body),
+        ignored(body, UNSUPPORTED),
     )
 
 
@@ -113,7 +117,9 @@ async def embeddings(
         for index, vector in enumerate(made.vectors)
     ]
     counts = {"prompt_tokens": made.prompt_tokens, "total_tokens": made.prompt_tokens}
-    return json_response({"object": "list", "data": data, "model": body.model, "usage": counts}, headers=ignored(body))
+    return json_response(
+        {"object": "list", "data": data, "model": body.model, "usage": counts}, headers=ignored(body, UNSUPPORTED)
+    )
 
 
 def _stream(
@@ -124,7 +130,7 @@ def _stream(
     per_prompt: int,
 ) -> Response:
     events = together(generations, per_prompt)
-    return EventStream(events, chunks, settings_of(request).ping_interval, ignored(body))
+    return EventStream(events, chunks, settings_of(request).ping_interval, ignored(body, UNSUPPORTED))
 
 
 async def _whole(

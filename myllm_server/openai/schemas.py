@@ -5,37 +5,32 @@ Fields that the dialect defines are honoured or refused; others are ignored and 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from myllm_core.options import Options, parse_options
-from myllm_core.types import Message, ToolCall
-from myllm_server.errors import HttpError
+from myllm_core.types import Message, ToolCall, Tools
+from myllm_server.lenient import Lenient, check_supported, invalid, unsupported_field
+from myllm_server.openai.tools import ChatTool, ChatToolChoice, Mode, tools_to_core
 from myllm_server.schemas import MAX_INPUTS, ModelName
 
 MAX_CHOICES = 128
 COMPLETION_TOKENS = 16
 """The dialect's own default for raw prompts, which have no end of their own."""
-_MAX_NAMED = 20
 _SEEDS = 2**32
 
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "audio": (None,),
     "best_of": (None, 1),
     "function_call": (None, "none", "auto"),
     "functions": (None, []),
     "logit_bias": (None, {}),
     "modalities": (None, ["text"]),
-    "parallel_tool_calls": (None, True, False),
     "reasoning_effort": (None,),
     "store": (None, False),
     "suffix": (None, ""),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }
@@ -86,18 +81,14 @@ _Texts = Annotated[
 ]
 
 
-class _Lenient(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class FunctionCall(_Lenient):
+class FunctionCall(Lenient):
     """Which function, with what: ``arguments`` is a JSON text."""
 
     name: str
     arguments: str
 
 
-class CalledTool(_Lenient):
+class CalledTool(Lenient):
     """A tool call of an earlier reply."""
 
     id: str
@@ -105,7 +96,7 @@ class CalledTool(_Lenient):
     function: FunctionCall
 
 
-class ChatMessage(_Lenient):
+class ChatMessage(Lenient):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -119,19 +110,19 @@ class ChatMessage(_Lenient):
         where = f"messages.{index}"
         for field in ("audio", "function_call"):
             if (self.model_extra or {}).get(field) is not None:
-                raise _refused(f"{where}.{field}")
+                raise unsupported_field(f"{where}.{field}")
         if self.tool_calls and self.role != "assistant":
-            raise _invalid(f"{where}.tool_calls", "only an assistant's message has them")
+            raise invalid(f"{where}.tool_calls", "only an assistant's message has them")
         if self.role == "tool" and not self.tool_call_id:
-            raise _invalid(f"{where}.tool_call_id", "say which call this is the result of")
+            raise invalid(f"{where}.tool_call_id", "say which call this is the result of")
         if self.content is None and not self.tool_calls:
-            raise _invalid(f"{where}.content", "send a text, or text parts")
+            raise invalid(f"{where}.content", "send a text, or text parts")
         calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in self.tool_calls or ())
         role = "system" if self.role == "developer" else self.role
         return Message(role, self.content or "", self.reasoning_content or "", calls, self.tool_call_id)
 
 
-class StreamOptions(_Lenient):
+class StreamOptions(Lenient):
     """How to stream."""
 
     include_usage: bool | None = Field(None, description="end with a chunk that has the usage and no choices")
@@ -166,7 +157,7 @@ class Generation(Options):
         return [parse_options(values | {"seed": seed}) for seed in seeds]
 
 
-class NamedSchema(_Lenient):
+class NamedSchema(Lenient):
     """A JSON schema as the dialect wraps it; ``strict`` or not, the answer follows it."""
 
     name: str | None = None
@@ -175,7 +166,7 @@ class NamedSchema(_Lenient):
     json_schema: dict[str, Any] = Field(alias="schema")
 
 
-class ResponseFormat(_Lenient):
+class ResponseFormat(Lenient):
     """What the answer is to be: any text, any JSON object, or one that follows a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -185,7 +176,7 @@ class ResponseFormat(_Lenient):
         """The schema that the answer follows, if any. Raises ``HttpError`` for one that is missing."""
         if self.type == "json_schema":
             if self.json_schema is None:
-                raise _invalid("response_format.json_schema", "send the schema")
+                raise invalid("response_format.json_schema", "send the schema")
             return self.json_schema.json_schema
         return {"type": "object"} if self.type == "json_object" else None
 
@@ -198,19 +189,29 @@ class ChatBody(Generation):
     response_format: ResponseFormat | None = None
     logprobs: bool | None = Field(None, description="log probabilities of the tokens")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="and of so many others; needs `logprobs`")
+    tools: list[ChatTool] | None = Field(None, description="the functions that the model may call")
+    tool_choice: Mode | ChatToolChoice | None = Field(
+        None, description="whether it may (`auto`), mustn't (`none`) or must (`required`, or which) call one (`auto`)"
+    )
+    parallel_tool_calls: bool | None = Field(None, description="whether it may make several calls at once (true)")
+
+    def tools_to_core(self) -> Tools | None:
+        """The tools, if there are any. Raises ``HttpError`` for what no model could call."""
+        choice = self.tool_choice.function if isinstance(self.tool_choice, ChatToolChoice) else self.tool_choice
+        return tools_to_core([tool.function for tool in self.tools or ()], choice, self.parallel_tool_calls)
 
     def to_core(self) -> tuple[list[Message], list[Options]]:
         """The conversation, and the options of each answer. Raises ``HttpError`` for what can't be honoured."""
-        check_supported(self)
+        check_supported(self, UNSUPPORTED)
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         if self.max_tokens not in (None, limit):
-            raise _invalid("max_tokens", "it isn't max_completion_tokens; send one of them")
+            raise invalid("max_tokens", "it isn't max_completion_tokens; send one of them")
         if self.top_logprobs is not None and not self.logprobs:
-            raise _invalid("top_logprobs", "it needs logprobs: true")
+            raise invalid("top_logprobs", "it needs logprobs: true")
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         schema = self.response_format.to_core() if self.response_format else None
         if schema is not None and self.json_schema is not None:
-            raise _invalid("response_format", "there is a json_schema too; send one of them")
+            raise invalid("response_format", "there is a json_schema too; send one of them")
         messages = [message.to_core(index) for index, message in enumerate(self.messages)]
         return messages, self.options(max_tokens=limit, logprobs=logprobs, json_schema=schema or self.json_schema)
 
@@ -223,16 +224,16 @@ class CompletionBody(Generation):
 
     def to_core(self) -> tuple[list[str], list[Options]]:
         """The prompts, and the options of each prompt's answers. Raises ``HttpError`` for what can't be honoured."""
-        check_supported(self)
+        check_supported(self, UNSUPPORTED)
         if self.echo and self.logprobs is not None:
-            raise _invalid("logprobs", "a prompt's own log probabilities aren't known; leave out echo or logprobs")
+            raise invalid("logprobs", "a prompt's own log probabilities aren't known; leave out echo or logprobs")
         if len(self.prompt) * (self.n or 1) > MAX_CHOICES:
-            raise _invalid("n", f"prompts times n should be at most {MAX_CHOICES}")
+            raise invalid("n", f"prompts times n should be at most {MAX_CHOICES}")
         limit = COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
         return self.prompt, self.options(max_tokens=limit)
 
 
-class EmbeddingsBody(_Lenient):
+class EmbeddingsBody(Lenient):
     """Texts to make vectors of."""
 
     model: ModelName
@@ -242,34 +243,3 @@ class EmbeddingsBody(_Lenient):
     )
     dimensions: int | None = Field(None, ge=1, description="only the model's own number")
     user: str | None = None
-
-
-def check_supported(body: BaseModel) -> None:
-    """Raise ``HttpError`` for a field of the dialect that can't be honoured here, unless it asks for nothing."""
-    for name, value in (body.model_extra or {}).items():
-        if name in _UNSUPPORTED and value not in _UNSUPPORTED[name]:
-            raise _refused(name)
-
-
-def ignored(body: BaseModel) -> dict[str, str]:
-    """The header that names the fields that were given and mean nothing here; none when there are none."""
-    found = set(_extra(body)) - _UNSUPPORTED.keys()
-    named = sorted({name if re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII) else "?" for name in found})
-    return {"x-myllm-ignored": ", ".join(named[:_MAX_NAMED])} if named else {}
-
-
-def _extra(body: BaseModel, path: str = "") -> Iterator[str]:
-    """Names of the fields that a body has and its class hasn't, those of its parts too."""
-    yield from (path + name for name, value in (body.model_extra or {}).items() if value is not None)
-    for name, value in body:
-        for part in value if isinstance(value, list) else [value]:
-            if isinstance(part, BaseModel):
-                yield from _extra(part, f"{path}{name}.")
-
-
-def _invalid(param: str, message: str) -> HttpError:
-    return HttpError(400, "invalid_request", f"{param}: {message}", param=param)
-
-
-def _refused(param: str) -> HttpError:
-    return HttpError(400, "unsupported", f"{param}: this server can't do that; leave it out", param=param)

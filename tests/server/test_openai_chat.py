@@ -123,7 +123,8 @@ def test_both_names_of_the_limit_hold(live: LiveServer, field: str) -> None:
 def test_every_kind_of_message(live: LiveServer, message: dict[str, Any]) -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     called = {"role": "assistant", "content": None, "tool_calls": [call]}
-    body = {"model": "echo", "messages": [{"role": "user", "content": "?"}, called, message], "tools": None}
+    before = [called] if message["role"] == "tool" else []
+    body = {"model": "echo", "messages": [{"role": "user", "content": "?"}, *before, message], "tools": None}
     answer = live.post("/v1/chat/completions", body)
     assert answer.status == 200 and answer.json["choices"][0]["message"]["content"] == "hi"
 
@@ -136,8 +137,6 @@ def test_text_parts_become_lines(live: LiveServer) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [{"type": "function"}]}, "tools"),
-        ({"tool_choice": "required"}, "tool_choice"),
         ({"functions": [{}]}, "functions"),
         ({"function_call": {"name": "f"}}, "function_call"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
@@ -223,6 +222,14 @@ def test_fields_that_ask_for_nothing_are_taken(live: LiveServer) -> None:
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"response_format": {"type": "json_object"}, "json_schema": {}}, "response_format"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}] * 2}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "maybe"}, "tool_choice"),
+        ({"parallel_tool_calls": "yes"}, "parallel_tool_calls"),
         ({"model": 5}, "model"),
         ({"model": None}, "model"),
         ({"model": ""}, "model"),

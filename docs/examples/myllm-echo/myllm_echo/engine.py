@@ -1,13 +1,27 @@
-"""An engine that repeats the last message, word by word."""
+"""An engine that repeats the last message, word by word, and calls the tools that it names."""
 
 import re
 import time
 
-from myllm_core import Embeddings, Engine, Finish, LoadOption, MemoryEstimate, ModelFacts, Support, TextDelta, Usage
+from myllm_core import (
+    Embeddings,
+    Engine,
+    Finish,
+    LoadOption,
+    MemoryEstimate,
+    ModelFacts,
+    Support,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+)
+from myllm_core.errors import UnsupportedError
+
+CALL = re.compile(r"^call (\S+) (\{.*\})$", re.MULTILINE)
 
 
 class EchoEngine(Engine):
-    """Messages in, the last one's words out."""
+    """Messages in, the last one's words out. A line ``call NAME {…}`` calls the tool NAME when it is given one."""
 
     name = "echo"
     formats = frozenset({"echo"})
@@ -33,10 +47,27 @@ class EchoEngine(Engine):
 
     @property
     def facts(self):
-        return ModelFacts(context_size=4096, capabilities=frozenset({"chat", "complete", "embed"}))
+        return ModelFacts(context_size=4096, capabilities=frozenset({"chat", "complete", "embed", "tools"}))
 
     def chat(self, request):
-        return self._words(request.messages[-1].content, request.max_tokens)
+        text, tools = request.messages[-1].content, request.tools
+        if tools is None or tools.choice == "none":
+            return self._words(text, request.max_tokens)
+        names = [tool.name for tool in tools.functions if tools.only in (None, tool.name)]
+        calls = [(name, arguments) for name, arguments in CALL.findall(text) if name in names]
+        if calls:
+            return self._calls(calls[: None if tools.parallel else 1], len(text.split()))
+        if tools.choice == "required":
+            raise UnsupportedError(f"write a line to repeat as a call: call {names[0]} {{}}")
+        return self._words(text, request.max_tokens)
+
+    def _calls(self, calls, prompt):
+        for index, (name, arguments) in enumerate(calls):
+            yield ToolCallDelta(index, f"call_{index}_{time.time_ns()}", name)
+            for piece in re.findall(r".{1,5}", arguments):
+                time.sleep(self.delay)
+                yield ToolCallDelta(index, arguments=piece)
+        yield Finish("tool_calls", Usage(prompt, len(calls)))
 
     def complete(self, request):
         return self._words(request.prompt, request.max_tokens)
