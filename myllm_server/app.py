@@ -35,6 +35,7 @@ from myllm_server.log import RequestLog
 from myllm_server.openai import examples as openai_examples
 from myllm_server.openai import routes as openai
 from myllm_server.openai.errors import error_shape
+from myllm_server.pages import add_pages
 from myllm_server.quota import KeyLimits, Quotas
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ Every answer carries `x-request-id`; every error is `{"error": {"code", "message
 OpenAI's or Anthropic's clients know it.
 """
 
-_PAGES = {"/docs", "/openapi.json"}
+_PAGES = {"/", "/docs", "/openapi.json"}
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -70,6 +71,7 @@ def create_app(
     """
     check_origins(settings)
     app: FastAPI = FastAPIOffline(
+        docs_url=None,  # ours has a content security policy
         redoc_url=None,
         title="myllm",
         version=__version__,
@@ -79,6 +81,7 @@ def create_app(
         # FastAPI's own has what clients sent in it; ours (see tracing) doesn't
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
+    add_pages(app)
     app.state.runtime = runtime
     app.state.settings = settings
     app.state.health = health.Health(runtime)

@@ -15,13 +15,16 @@ from myllm_core.errors import ConfigError
 from myllm_core.settings import Settings
 from myllm_server.body import refuse
 from myllm_server.errors import HttpError
+from myllm_server.headers import Headers
 from myllm_server.keys import ANYBODY, KeyRing
-from myllm_server.scopes import scope_for
+from myllm_server.pages import chat_page
+from myllm_server.scopes import is_read, scope_for
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]{2,45})\]|(?P<name>[a-z0-9_](?:[a-z0-9_.-]{0,252})))(?::\d{1,5})?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::\d{1,5})?")
 _METHODS = b"GET, POST, PUT, PATCH, DELETE, OPTIONS"
+_EXPOSED = (b"access-control-expose-headers", b"x-request-id, x-myllm-ignored, retry-after")
 _OPEN_PATH = "/health"
 _NO_KEY = HttpError(
     401,
@@ -49,6 +52,8 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = _collect(scope)
+        if self.origins:
+            send = _with_headers(send, [(b"vary", b"origin")])
         try:
             host = self._check_host(scope, headers)
             origin = self._check_origin(scope, headers, host)
@@ -56,12 +61,17 @@ class Guard:
             await refuse(error, scope, receive, send)
             return
         if origin:
-            send = _with_cors(send, origin)
+            send = _with_headers(send, [(b"access-control-allow-origin", origin.encode("latin-1")), _EXPOSED])
             if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
                 await _preflight(headers, send)
                 return
         problem = self._check_key(scope, headers)
-        await (refuse(problem, scope, receive, send) if problem else self.app(scope, receive, send))
+        if problem is _NO_KEY and _wants_page(scope, headers):
+            await chat_page(problem.status)(scope, receive, send)
+        elif problem:
+            await refuse(problem, scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
     def _check_host(self, scope: Scope, headers: dict[bytes, list[bytes]]) -> str:
         given = headers.get(b"host", [])
@@ -129,6 +139,11 @@ def is_loopback(host: str) -> bool:
         return _bare(host) == "localhost"
 
 
+def _wants_page(scope: Scope, headers: dict[bytes, list[bytes]]) -> bool:
+    """Whether somebody opens the chat page, which asks for the key itself."""
+    return scope["path"] == "/" and is_read(scope["method"]) and b"text/html" in b"".join(headers.get(b"accept", []))
+
+
 def _is_foreign(headers: dict[bytes, list[bytes]]) -> bool:
     """Whether a browser says that a page of another origin asks; one of another port is of the same site."""
     return any(site in (b"cross-site", b"same-site") for site in headers.get(b"sec-fetch-site", []))
@@ -158,19 +173,13 @@ def _collect(scope: Scope) -> dict[bytes, list[bytes]]:
     return headers
 
 
-def _with_cors(send: Send, origin: str) -> Send:
-    added = [
-        (b"access-control-allow-origin", origin.encode("latin-1")),
-        (b"access-control-expose-headers", b"x-request-id, x-myllm-ignored, retry-after"),
-        (b"vary", b"origin"),
-    ]
-
-    async def allowing(message: Message) -> None:
+def _with_headers(send: Send, added: Headers) -> Send:
+    async def adding(message: Message) -> None:
         if message["type"] == "http.response.start":
             message["headers"] = [*message.get("headers", ()), *added]
         await send(message)
 
-    return allowing
+    return adding
 
 
 async def _preflight(headers: dict[bytes, list[bytes]], send: Send) -> None:
