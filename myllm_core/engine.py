@@ -44,10 +44,16 @@ class Support:
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes that loading will take; ``device`` is accelerator memory."""
+    """Bytes that loading will take; ``device`` is accelerator memory, of which ``device_free`` are free now.
+
+    ``device_least`` is what it can do with, where the rest may stay in the host's memory; None is all of ``device``.
+    Without ``device_free`` nobody checks whether it fits there.
+    """
 
     host: int
     device: int = 0
+    device_free: int | None = None
+    device_least: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
+if TYPE_CHECKING:
+    from myllm_core.engine import MemoryEstimate
+
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """Bytes that a model needs, and what is free; of the host's memory, or of the accelerator's."""
+
+    needed: int
+    free: int
+    on_device: bool = False
+
+
+def shortage(needs: MemoryEstimate, free: int, held_on_device: int = 0) -> Shortage | None:
+    """What a model lacks where ``free`` bytes are free; ``held_on_device`` will be there too. None: it fits."""
+    if needs.host > free:
+        return Shortage(needs.host, free)
+    if needs.device_free is None:
+        return None
+    least = needs.device if needs.device_least is None else needs.device_least
+    on_device = needs.device_free + held_on_device
+    return Shortage(least, on_device, True) if least > on_device else None
+
+
+def wants_more(needs: MemoryEstimate) -> bool:
+    """Whether a model that fits would be quicker with more of the accelerator's memory."""
+    return needs.device_free is not None and needs.device > needs.device_free
 
 
 def free_memory() -> int:

@@ -16,12 +16,13 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from myllm_core.engine import MemoryEstimate
 from myllm_core.errors import EngineError, MyllmError, OutOfMemory, Overloaded, WorkerDied
 from myllm_core.models.manifest import Model
 from myllm_core.plugins import Plugins
 from myllm_core.runtime.choose import choose_engine, estimated, load_options
 from myllm_core.runtime.handle import Handle, LoadOrder
-from myllm_core.runtime.memory import free_memory, readable
+from myllm_core.runtime.memory import Shortage, free_memory, readable, shortage, wants_more
 from myllm_core.runtime.observe import Observer
 from myllm_core.runtime.process import WorkerProcess
 from myllm_core.runtime.slot import Lease, Loaded, Slot
@@ -197,32 +198,44 @@ class Pool:
 
     async def _make_room(self, slot: Slot) -> None:
         """Unload idle models, the least recently used first, until this one fits; wait for busy ones."""
-        order = slot.order
-        slot.memory = await self._memory_needed(order)
+        slot.needs = await self._estimated(slot.order)
         self._check_fits(slot)
         await self._finish_leaving()
         while True:
             others = self._loaded_beside(slot)
-            free = free_memory()
-            if len(others) < self._settings.max_loaded_models and slot.memory <= free:
-                return
-            victims = [other for other in others if not self._is_pinned(other)]
-            if not victims and slot.memory <= free:
+            crowded = len(others) >= self._settings.max_loaded_models
+            lack = shortage(slot.needs, free_memory())
+            victims = self._victims(slot, lack, crowded)
+            if not victims and lack is not None:
+                raise _too_large(slot, lack)
+            if not victims and crowded:
                 raise Overloaded(
                     f"all {len(others)} loaded models are pinned; raise max_loaded_models or unpin one", retry_after=60
                 )
             if not victims:
-                raise _too_large(slot, free)
+                return
             victim = min(victims, key=self._worth)
             slot.progress = Progress("load", 0.0, f"unloading {victim.order.model.name}")
             self._retire(victim)
             await self._finish_leaving()
+            if slot.needs.device:  # only the engine knows how much of that is free now
+                slot.needs = await self._estimated(slot.order)
 
-    async def _memory_needed(self, order: LoadOrder) -> int:
+    def _victims(self, slot: Slot, lack: Shortage | None, crowded: bool) -> list[Slot]:
+        """The models that may go for this one: those that hold what it lacks, or idle ones when it only does better."""
+        unpinned = [other for other in self._loaded_beside(slot) if not self._is_pinned(other)]
+        if crowded or (lack is not None and not lack.on_device):
+            return unpinned
+        on_device = [other for other in unpinned if other.needs.device]
+        if lack is not None:
+            return on_device
+        return [other for other in on_device if not other.users] if wants_more(slot.needs) else []
+
+    async def _estimated(self, order: LoadOrder) -> MemoryEstimate:
         """What the engine estimates, on a thread: it may read files, and a stranger's may hang."""
         try:
             async with asyncio.timeout(None if math.isinf(order.load_timeout) else order.load_timeout):
-                return (await asyncio.to_thread(estimated, order.engine, order.model, order.options)).host
+                return await asyncio.to_thread(estimated, order.engine, order.model, order.options)
         except TimeoutError:
             raise EngineError(
                 f"the {order.engine.name} engine didn't say within {order.load_timeout:g} s how much memory "
@@ -237,10 +250,11 @@ class Pool:
         """Refuse a model that doesn't fit even when all others are gone, before any of them is unloaded for it."""
         leaving = [other for other in self._leaving.values() if other.handle]
         unpinned = [other for other in self._loaded_beside(slot) if not self._is_pinned(other)]
-        held = sum(max(other.used, other.memory) for other in unpinned + leaving)
-        free = free_memory() + held
-        if slot.memory > free:
-            raise _too_large(slot, free)
+        held = sum(max(other.used, other.needs.host) for other in unpinned + leaving)
+        held_on_device = sum(other.needs.device for other in unpinned + leaving)
+        lack = shortage(slot.needs, free_memory() + held, held_on_device)
+        if lack is not None:
+            raise _too_large(slot, lack)
 
     @staticmethod
     def _worth(slot: Slot) -> tuple[bool, float]:
@@ -340,10 +354,11 @@ class Pool:
         await asyncio.gather(*self._leaving, return_exceptions=True)
 
 
-def _too_large(slot: Slot, free: int) -> OutOfMemory:
+def _too_large(slot: Slot, lack: Shortage) -> OutOfMemory:
+    kind, less = ("GPU memory", ", or fewer layers there") if lack.on_device else ("memory", "")
     return OutOfMemory(
-        f"{slot.order.model.name} needs about {readable(slot.memory)} of memory, {readable(free)} is free; "
-        "use a smaller model, quantization or context",
-        needed=slot.memory,
-        free=free,
+        f"{slot.order.model.name} needs about {readable(lack.needed)} of {kind}, {readable(lack.free)} is free; "
+        f"use a smaller model, quantization or context{less}",
+        needed=lack.needed,
+        free=lack.free,
     )

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from myllm_core.engine import MemoryEstimate
 from myllm_core.errors import DeadlineExceeded, Overloaded
 from myllm_core.runtime.handle import Handle, LoadOrder
 from myllm_core.runtime.memory import used_memory
@@ -95,7 +96,7 @@ class Slot:
         self.progress = Progress("load", 0.0)
         self.line = Line(self._capacity)
         self.users = 0
-        self.memory = 0
+        self.needs = MemoryEstimate(0)
         self.last_used = 0.0
         self.load_seconds = 0.0
         self.mean_hold = 1.0

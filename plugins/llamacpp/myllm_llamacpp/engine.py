@@ -18,9 +18,11 @@ from myllm_llamacpp.options import LOAD_OPTIONS, LoadSettings, parse_load_option
 
 if TYPE_CHECKING:
     from myllm_llamacpp.context import Context
+    from myllm_llamacpp.devices import Device
     from myllm_llamacpp.disk import Disk
     from myllm_llamacpp.files import Files
     from myllm_llamacpp.model import Model as LlamaModel
+    from myllm_llamacpp.offload import Split
     from myllm_llamacpp.saver import Saver
     from myllm_llamacpp.scheduler import Scheduler, Stats
 
@@ -71,14 +73,13 @@ class LlamaCppEngine(TokenEngine):
     @classmethod
     def estimate(cls, model: Model, options: Mapping[str, Any]) -> MemoryEstimate:
         """Weights, KV cache and buffers, from the file's metadata. Raises ``IntegrityError`` for a damaged one."""
-        from myllm_llamacpp import hardware, memory
+        from myllm_llamacpp import devices, hardware, memory
         from myllm_llamacpp.files import files_of
 
         settings = parse_load_options(options)
-        files = files_of(model, settings)
-        shape = memory.shape_of(files.headers[0])
-        gpu = hardware.has_gpu_backend()
-        return memory.estimate(shape, settings, files.size, hardware.free_memory(), gpu)
+        files, free = files_of(model, settings), hardware.free_memory()
+        split = _split(files, settings, free, devices.ask_gpus() if settings.n_gpu_layers else [], now=False)
+        return memory.estimate(memory.shape_of(files.headers[0]), settings, files.size, free, split)
 
     @classmethod
     def load(cls, model: Model, options: Mapping[str, Any], progress: LoadProgress) -> Self:
@@ -90,16 +91,17 @@ class LlamaCppEngine(TokenEngine):
         from myllm_llamacpp.files import files_of
 
         settings = parse_load_options(options)
-        files = files_of(model, settings)
-        return cls._load(model, files, settings, _room(files, settings), progress)
+        return cls._load(model, files_of(model, settings), settings, progress)
 
     @classmethod
-    def _load(cls, model: Model, files: Files, settings: LoadSettings, tokens: int, progress: LoadProgress) -> Self:
+    def _load(cls, model: Model, files: Files, settings: LoadSettings, progress: LoadProgress) -> Self:
         try:
+            from myllm_llamacpp.devices import gpus
             from myllm_llamacpp.disk import model_key
             from myllm_llamacpp.model import Model as LlamaModel
         except (ImportError, RuntimeError) as error:
             raise EngineMissing(f"llama.cpp can't be used here: {error}; try: {_INSTALL}") from error
+        settings, tokens = _room(files, settings, gpus() if settings.n_gpu_layers else [])
         with ExitStack() as undo:
             loaded = LlamaModel(files.weights, settings, lambda fraction: progress(fraction * _WEIGHTS_PROGRESS))
             undo.callback(loaded.close)
@@ -171,22 +173,45 @@ class LlamaCppEngine(TokenEngine):
             self._saver = None
 
 
-def _room(files: Files, settings: LoadSettings) -> int:
-    """The tokens of cache to allocate. Raises ``OutOfMemory``: Linux would grant the memory, then kill the process."""
+def _room(files: Files, settings: LoadSettings, devices: list[Device]) -> tuple[LoadSettings, int]:
+    """The settings with the layers for the GPU, and the tokens of cache to allocate.
+
+    Raises ``OutOfMemory``: Linux would grant the memory, then kill the process.
+    """
     from myllm_llamacpp import hardware, memory
 
     size, free = files.size, hardware.free_memory()
     shape = memory.shape_of(files.headers[0])
-    on_gpu = settings.n_gpu_layers != 0 and hardware.has_gpu_backend()
+    split = _split(files, settings, free, devices, now=True)
+    if split is not None:
+        if split.least > split.free:
+            raise OutOfMemory(
+                f"{split.layers} layers need {split.device / 2**20:.0f} MiB of GPU memory and {split.free / 2**20:.0f} "
+                "are free; set fewer n_gpu_layers, or -1 for as many as fit",
+                needed=split.device,
+                free=split.free,
+            )
+        settings = settings.model_copy(update={"n_gpu_layers": split.layers})
     needed = sum(shape.total(settings, size, free)) + (0 if settings.use_mmap else size)
-    if needed > free and not on_gpu:
+    if split is not None and not split.unified:
+        needed -= split.cache + (0 if settings.use_mmap else split.weights)
+    if needed > free:
         raise OutOfMemory(
             f"the context needs {needed / 2**20:.0f} MiB of memory and {free / 2**20:.0f} are free; "
             "set a smaller n_ctx, n_parallel or n_batch, or type_k and type_v q8_0",
             needed=needed,
             free=free,
         )
-    return shape.context(settings, size, free)
+    return settings, shape.context(settings, size, free)
+
+
+def _split(files: Files, settings: LoadSettings, free: int, devices: list[Device], now: bool) -> Split | None:
+    """Which layers go to the GPU (see ``offload.split``)."""
+    from myllm_llamacpp import memory
+    from myllm_llamacpp.offload import Demand, layers_of, split
+
+    cache, buffers = memory.shape_of(files.headers[0]).total(settings, files.size, free)
+    return split(Demand(layers_of(files.headers), cache, buffers), settings.n_gpu_layers, devices, now)
 
 
 def _context(model: LlamaModel, settings: LoadSettings, tokens: int) -> Context | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from myllm_core import MemoryEstimate
 from myllm_core.models.gguf import GGUF, LongArray
+from myllm_llamacpp.offload import Split
 from myllm_llamacpp.options import LoadSettings
 
 AUTO_LIMIT = 32_768
@@ -88,15 +89,13 @@ def shape_of(gguf: GGUF) -> Shape:
     )
 
 
-def estimate(shape: Shape, settings: LoadSettings, weights: int, free: int, gpu: bool) -> MemoryEstimate:
-    """Split what loading takes between host and GPU."""
-    cache, buffers = shape.total(settings, weights, free)
-    total = weights + cache + buffers
-    if not gpu or not settings.n_gpu_layers:
+def estimate(shape: Shape, settings: LoadSettings, weights: int, free: int, split: Split | None) -> MemoryEstimate:
+    """What loading takes of the host's memory, and of the GPU's where some layers go there."""
+    total = weights + sum(shape.total(settings, weights, free))
+    if split is None:
         return MemoryEstimate(host=total)
-    share = 1.0 if settings.n_gpu_layers < 0 else min(1.0, settings.n_gpu_layers / (shape.layers + 1))
-    device = int((weights + cache) * share) + buffers
-    return MemoryEstimate(host=total - device, device=device)
+    host = total if split.unified else max(0, total - split.device)
+    return MemoryEstimate(host, split.device, split.free, split.least)
 
 
 class _Numbers:

@@ -40,7 +40,10 @@ class LoadSettings(BaseModel):
         description="processor threads; 0 takes the physical cores that are free, fewer while other programs use them",
     )
     n_gpu_layers: int = Field(
-        -1, ge=-1, le=2**16, description="layers kept on the GPU, when llama.cpp was built for one; -1 is all"
+        -1,
+        ge=-1,
+        le=2**16,
+        description="layers kept on the GPU, when llama.cpp was built for one; -1: as many as fit its free memory",
     )
     flash_attn: Literal["auto", "on", "off"] = Field("auto", description="flash attention: auto, on or off")
     type_k: CacheType | Literal["auto"] = Field(

@@ -181,17 +181,6 @@ def test_an_estimate_grows_with_context_and_shrinks_with_smaller_cache_types(smo
     assert host(n_ctx=8192, type_k="q8_0", type_v="q8_0") < host(n_ctx=8192)
 
 
-def test_layers_on_a_gpu_are_counted_there(smollm2_gguf):
-    shape = memory.shape_of(read_gguf(smollm2_gguf))
-    weights, free = smollm2_gguf.stat().st_size, 16 * 2**30
-    whole = memory.estimate(shape, LoadSettings(n_ctx=4096), weights, free, gpu=True)
-    half = memory.estimate(shape, LoadSettings(n_ctx=4096, n_gpu_layers=15), weights, free, gpu=True)
-    none = memory.estimate(shape, LoadSettings(n_ctx=4096, n_gpu_layers=0), weights, free, gpu=True)
-    assert whole.device > half.device > none.device == 0
-    assert whole.host + whole.device == half.host + half.device == none.host
-    assert not hardware.has_gpu_backend()
-
-
 @pytest.mark.parametrize(
     ("trained", "options", "free", "tokens"),
     [
