@@ -55,6 +55,12 @@ class Options(BaseModel):
         None, description="a conversation too long: leave out the oldest turns and say so, or refuse (drop)"
     )
     ignore_eos: bool | None = Field(None, description="go on to max_tokens where the model would end (false)")
+    logit_bias: (
+        dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None
+    ) = Field(None, max_length=1000, description="what is added to the logits of tokens, by their ids; -100 bans one")
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = Field(
+        None, description="how much a model that reasons does so; only where its chat template knows of it"
+    )
     json_schema: dict[str, Any] | None = Field(None, description="JSON schema that the answer follows")
     regex: str | None = Field(None, min_length=1, description="regular expression that the answer matches")
     grammar: str | None = Field(None, min_length=1, description="grammar (llguidance's Lark) that the answer follows")
@@ -93,7 +99,15 @@ def merge(*layers: Options | Mapping[str, Any] | None) -> Options:
 
 
 _SAMPLING = tuple(Sampling.__dataclass_fields__)
-_OFF = {"top_k": 0, "top_p": 1, "min_p": 0, "repeat_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
+_OFF: dict[str, Any] = {
+    "logit_bias": {},
+    "top_k": 0,
+    "top_p": 1,
+    "min_p": 0,
+    "repeat_penalty": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+}
 
 
 def sampling(options: Options, honoured: Iterable[str], engine: str) -> Sampling:
@@ -108,6 +122,8 @@ def sampling(options: Options, honoured: Iterable[str], engine: str) -> Sampling
         raise UnsupportedError(
             f"the {engine} engine has no option {refused[0]}; it has: {', '.join(sorted(honoured)) or 'none'}"
         )
+    if "logit_bias" in given:
+        given["logit_bias"] = tuple((int(token), bias) for token, bias in given["logit_bias"].items())
     return Sampling(**{"seed": random.getrandbits(32), **given})
 
 

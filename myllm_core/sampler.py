@@ -28,7 +28,7 @@ _ROWS = 64
 class Sampler:
     """How one sequence chooses its tokens; it has a random state of its own, so other sequences don't matter.
 
-    The order is llama.cpp's: penalties, top-k, top-p, min-p, temperature, draw.
+    The order is llama.cpp's: bias, penalties, top-k, top-p, min-p, temperature, draw.
     """
 
     def __init__(self, sampling: Sampling, context_size: int, prompt: Sequence[int]) -> None:
@@ -38,6 +38,8 @@ class Sampler:
         window = min(sampling.repeat_last_n, context_size)
         neutral = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty) == (1.0, 0.0, 0.0)
         self._penalties = None if neutral or not window else _Penalties(sampling, window, prompt)
+        self._biased: Indexes = np.array([token for token, _ in sampling.logit_bias], np.intp)
+        self._bias: Floats = np.array([bias for _, bias in sampling.logit_bias], np.float32)
 
     def choose(self, logits: Floats, allowed: TokenMask | None = None) -> int:
         """The next token, one that ``allowed`` allows. Raises ``EngineError`` when the logits are no numbers.
@@ -45,6 +47,16 @@ class Sampler:
         The token that would have been chosen anyway is asked about first; only when it isn't allowed the others are
         ruled out and the choice is made again, from the same distribution. The logits are left as they were.
         """
+        if not len(self._biased):
+            return self._penalised(logits, allowed)
+        before = logits[self._biased]
+        logits[self._biased] = before + self._bias
+        try:
+            return self._penalised(logits, allowed)
+        finally:
+            logits[self._biased] = before
+
+    def _penalised(self, logits: Floats, allowed: TokenMask | None) -> int:
         if self._penalties is None:
             return self._choose(logits, allowed)
         before = self._penalties.apply(logits)

@@ -41,7 +41,8 @@ class Sampling:
     """How the next token is chosen: every value resolved, nothing left to a default.
 
     ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off. Penalties look at the
-    last ``repeat_last_n`` tokens. ``seed`` makes a run repeatable whatever else is in the batch.
+    last ``repeat_last_n`` tokens. ``seed`` makes a run repeatable whatever else is in the batch. ``logit_bias`` has
+    tokens and what is added to their logits, before all else.
     """
 
     temperature: float = 0.7
@@ -53,6 +54,7 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ class ChatRequest:
     conversation is longer than the context: ``"drop"`` leaves out the oldest turns and reports them,
     ``"error"`` refuses. The answer (not the reasoning before it) follows ``grammar``, if there is one.
     With ``ignore_eos`` the model's own end doesn't end a reply without grammar: it goes on to its limit.
-    ``tools`` are what it may call.
+    ``tools`` are what it may call. ``reasoning_effort`` is for chat templates that know of it.
     """
 
     messages: tuple[Message, ...]
@@ -113,6 +115,7 @@ class ChatRequest:
     grammar: Grammar | None = None
     ignore_eos: bool = False
     tools: Tools | None = None
+    reasoning_effort: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from myllm_core.chat.tools.rule import tool_rule
 from myllm_core.chat.tools.syntax import SYNTAXES, Syntax, choose_syntax
 from myllm_core.chat.tools.template import Abilities, abilities_of, as_values, functions, with_instructions
 from myllm_core.engine import ModelFacts
-from myllm_core.errors import ContextLengthError, InvalidRequest, TemplateError
-from myllm_core.types import ChatRequest, ContextReport, Message, Prompt, Request, Tools
+from myllm_core.errors import ContextLengthError, InvalidRequest, TemplateError, UnsupportedError
+from myllm_core.types import ChatRequest, ContextReport, Message, Prompt, Request, Sampling, Tools
 
 _REPLY_ROOM = 512
 
@@ -95,7 +95,11 @@ class Preparer:
             return False
 
     def prepare(self, request: Request) -> Prepared:
-        """The prompt's tokens. Raises ``ContextLengthError``, ``TemplateError`` or ``InvalidRequest``."""
+        """The prompt's tokens.
+
+        Raises ``ContextLengthError``, ``TemplateError``, ``InvalidRequest``, ``UnsupportedError``.
+        """
+        self._check_bias(request.sampling)
         if isinstance(request, ChatRequest):
             return self._prepare_chat(request)
         constraint = self._constraints.make(request.grammar) if request.grammar else None
@@ -111,14 +115,14 @@ class Preparer:
         tools = _callable(request)
         constraint = self._constraint(request, tools)
         turns = _Turns(request.messages)
-        text, tokens = self._chat_tokens(list(request.messages), tools)
+        text, tokens = self._chat_tokens(list(request.messages), request)
         full, size = len(tokens), self._facts.context_size
         room = min(request.max_tokens or _REPLY_ROOM, size // 4)
         dropped: list[int] = []
         if full > size - room and request.fit == "drop" and turns.droppable:
-            count = self._fewest(turns, size - room, tools)
+            count = self._fewest(turns, size - room, request)
             dropped = turns.indexes(count)
-            text, tokens = self._chat_tokens(turns.without(count), tools)
+            text, tokens = self._chat_tokens(turns.without(count), request)
         self._check(len(tokens), full)
         report = ContextReport(size, tuple(dropped), full - len(tokens) if dropped else 0)
         stop = request.stop + (self._fallback.stop if self._fallback else ())
@@ -135,14 +139,19 @@ class Preparer:
             return self._constraints.make(rule, "tools' JSON schema") if rule else None
         return self._constraints.make(request.grammar) if request.grammar else None
 
-    def _fewest(self, turns: _Turns, limit: int, tools: Tools | None) -> int:
+    def _fewest(self, turns: _Turns, limit: int, request: ChatRequest) -> int:
         """The fewest of the oldest turns to leave out for a prompt of ``limit`` tokens; all if none is enough."""
         low, high = 1, turns.droppable
         while low < high:
             middle = (low + high) // 2
-            _, tokens = self._chat_tokens(turns.without(middle), tools)
+            _, tokens = self._chat_tokens(turns.without(middle), request)
             low, high = (low, middle) if len(tokens) <= limit else (middle + 1, high)
         return low
+
+    def _check_bias(self, sampling: Sampling) -> None:
+        size = self._facts.vocab_size
+        if wrong := next((token for token, _ in sampling.logit_bias if token >= size), None):
+            raise InvalidRequest(f"logit_bias: this model has no token {wrong}; its tokens are 0 to {size - 1}")
 
     def _check(self, prompt: int, full: int | None = None) -> None:
         size = self._facts.context_size
@@ -161,7 +170,7 @@ class Preparer:
         if isinstance(request, ChatRequest):
             if not request.messages:
                 raise InvalidRequest("there are no messages; send at least one")
-            text, fence = self._chat_text(list(request.messages), _callable(request))
+            text, fence = self._chat_text(list(request.messages), request)
             plain = text.replace(fence[0], "").replace(fence[1], "")
             tokens = self._literals.tokenize(text, fence, self._tokenize)
         else:
@@ -172,12 +181,13 @@ class Preparer:
         """Token ids of a text; the texts of control tokens are read as such only when ``special``."""
         return self._tokenize(text, True) if special and text else self._literals.plain(text, self._tokenize)
 
-    def _chat_tokens(self, messages: list[Message], tools: Tools | None) -> tuple[str, list[int]]:
-        text, fence = self._chat_text(messages, tools)
+    def _chat_tokens(self, messages: list[Message], request: ChatRequest) -> tuple[str, list[int]]:
+        text, fence = self._chat_text(messages, request)
         return text, self._with_bos(self._literals.tokenize(text, fence, self._tokenize))
 
-    def _chat_text(self, messages: list[Message], tools: Tools | None) -> tuple[str, tuple[str, str]]:
+    def _chat_text(self, messages: list[Message], request: ChatRequest) -> tuple[str, tuple[str, str]]:
         """The rendered conversation, and the fence around what in it must stay literal."""
+        tools = _callable(request)
         called = any(message.tool_calls or message.role == "tool" for message in messages)
         told = functions(tools) if tools else None
         if called:
@@ -190,10 +200,24 @@ class Preparer:
         values, told = self._literals.protect(values, fence), self._literals.protect(told, fence)
         if not self._takes_system:
             values = _fold_system(values)
-        return self._render(values, told), fence
+        return self._render(values, told, self._effort(request.reasoning_effort)), fence
 
-    def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
+    def _effort(self, effort: str | None) -> dict[str, Any]:
+        """What a template is told of the effort. Raises ``UnsupportedError`` where it knows of none."""
+        told = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+        known = {name: value for name, value in told.items() if effort is not None and name in self._source}
+        if effort is not None and not known:
+            raise UnsupportedError("this model's chat template knows of no reasoning_effort; leave it out")
+        return known
+
+    def _render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        more: Mapping[str, Any] | None = None,
+    ) -> str:
         values = {
+            **(more or {}),
             "messages": messages,
             "tools": tools,
             "add_generation_prompt": True,

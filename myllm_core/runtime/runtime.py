@@ -161,13 +161,14 @@ class Runtime:
         inputs: Sequence[str],
         *,
         engine: str | None = None,
+        load_options: Mapping[str, Any] | None = None,
         keep_alive: float | None = None,
         client: str = "",
     ) -> Embeddings:
         """One vector per input. Raises ``UnsupportedError`` when the model makes none."""
         if not inputs:
             raise InvalidRequest("there is nothing to embed; send at least one text")
-        order = self._pool.order(self.models.get(model), engine, None)
+        order = self._pool.order(self.models.get(model), engine, load_options)
         with self._watch("embed", order) as watch:
             async with aclosing(self._held(order, keep_alive, client, self._deadline())) as steps:
                 async for step in steps:
@@ -422,13 +423,17 @@ def _request(
     if endless and not issubclass(engine, TokenEngine):
         raise UnsupportedError(f"the {engine.name} engine can't ignore_eos; it ends replies itself")
     if isinstance(asked, str):
+        if options.reasoning_effort is not None:
+            raise UnsupportedError("a raw prompt has no reasoning_effort; leave it out, or send messages to chat")
         return CompletionRequest(asked, how, options.max_tokens, stop, options.logprobs, grammar(options), endless)
     system = model.manifest.system
     if system and not any(message.role == "system" for message in asked):
         asked = (Message("system", system), *asked)
     fit = options.fit or "drop"
-    rule = grammar(options)
-    return ChatRequest(asked, how, options.max_tokens, stop, options.logprobs, fit, rule, endless, tools)
+    rule, effort = grammar(options), options.reasoning_effort
+    if effort is not None and not issubclass(engine, TokenEngine):
+        raise UnsupportedError(f"the {engine.name} engine has no option reasoning_effort; leave it out")
+    return ChatRequest(asked, how, options.max_tokens, stop, options.logprobs, fit, rule, endless, tools, effort)
 
 
 def _check_live(lease: Lease, request: Request) -> None:

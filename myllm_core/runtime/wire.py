@@ -105,7 +105,8 @@ def unpack_request(body: dict[str, Any]) -> Request:
     """The request that ``pack_request`` wrote."""
     fields = dict(body)
     kind = fields.pop("kind")
-    fields["sampling"] = Sampling(**fields["sampling"])
+    bias = tuple((token, value) for token, value in fields["sampling"]["logit_bias"])
+    fields["sampling"] = Sampling(**{**fields["sampling"], "logit_bias": bias})
     fields["stop"] = tuple(fields["stop"])
     fields["grammar"] = Grammar(**fields["grammar"]) if fields["grammar"] else None
     if kind == "complete":

@@ -139,10 +139,8 @@ def test_text_parts_become_lines(live: LiveServer) -> None:
     [
         ({"functions": [{}]}, "functions"),
         ({"function_call": {"name": "f"}}, "function_call"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"audio": {"voice": "x"}}, "audio"),
         ({"modalities": ["text", "audio"]}, "modalities"),
-        ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"verbosity": "low"}, "verbosity"),
         ({"web_search_options": {}}, "web_search_options"),
         ({"store": True}, "store"),
@@ -230,6 +228,9 @@ def test_fields_that_ask_for_nothing_are_taken(live: LiveServer) -> None:
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": "maybe"}, "tool_choice"),
         ({"parallel_tool_calls": "yes"}, "parallel_tool_calls"),
+        ({"reasoning_effort": "maximal"}, "reasoning_effort"),
+        ({"logit_bias": {"x": 1}}, "logit_bias.x.[key]"),
+        ({"logit_bias": {"5": 101}}, "logit_bias[5]"),
         ({"model": 5}, "model"),
         ({"model": None}, "model"),
         ({"model": ""}, "model"),
@@ -245,6 +246,8 @@ def test_what_is_wrong_is_named(live: LiveServer, fields: dict[str, Any], param:
 def test_what_the_model_cannot_do_is_refused(live: LiveServer) -> None:
     for fields, said in (
         ({"top_k": 5}, "top_k"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"logprobs": True}, "log probabilities"),
         ({"response_format": {"type": "json_object"}}, "schema"),
         ({"ignore_eos": True}, "ignore_eos"),

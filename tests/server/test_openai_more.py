@@ -79,7 +79,6 @@ def test_a_stream_of_completions(live: LiveServer, echo: bool) -> None:
         ({"prompt": ["a"] * 65, "n": 2}, "n"),
         ({"suffix": "end"}, "suffix"),
         ({"best_of": 2}, "best_of"),
-        ({"logit_bias": {"1": 1}}, "logit_bias"),
         ({"echo": True, "logprobs": 0}, "logprobs"),
         ({"logprobs": 21}, "logprobs"),
         ({"logprobs": True}, "logprobs"),

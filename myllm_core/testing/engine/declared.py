@@ -69,7 +69,7 @@ class DeclaredTests(EngineFixtures):
         missing = sorted(set(asdict(Sampling())) - case.engine.sampling_for(case.model) - {"repeat_last_n"})
         if not missing:
             pytest.skip("the engine has all sampling options")
-        values: dict[str, Any] = {"seed": 5, "top_k": 3, "min_p": 0.5, "repeat_penalty": 1.5}
+        values: dict[str, Any] = {"seed": 5, "top_k": 3, "min_p": 0.5, "repeat_penalty": 1.5, "logit_bias": {"5": 1}}
         options = parse_options({missing[0]: values.get(missing[0], 0.5)})
 
         async def chat() -> None:
