@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from myllm_core.errors import EngineError
 from myllm_core.types import Event, Finish, Progress
+from myllm_server.audit import note_failure
 from myllm_server.errors import ClientGone, HttpError, as_http, request_id
 from myllm_server.gate import STOPPING
 from myllm_server.records import printable
@@ -85,7 +86,7 @@ class EventStream(Response, Generic[E]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write the whole stream."""
         self._chunk = scope.get("extensions", {}).get(CHUNK, self._chunk)
-        pull = asyncio.create_task(self._pull(request_id(scope), send))
+        pull = asyncio.create_task(self._pull(scope, send))
         gone = asyncio.create_task(_disconnected(receive))
         try:
             await self._attend(pull, gone, send)
@@ -119,7 +120,7 @@ class EventStream(Response, Generic[E]):
             return self._news
         return self.frames.ping if silent >= self.ping_interval else b""
 
-    async def _pull(self, request_id: str, send: Send) -> None:
+    async def _pull(self, scope: Scope, send: Send) -> None:
         try:
             async for event in self.events:
                 frame = self.frames.event(event)
@@ -136,7 +137,8 @@ class EventStream(Response, Generic[E]):
             if shown.code == "internal_error":
                 logger.exception("a stream failed")
             if not self._ended:
-                await self._write(send, self.frames.error(shown, request_id), last=True)
+                note_failure(scope, shown.code)
+                await self._write(send, self.frames.error(shown, request_id(scope)), last=True)
 
     def _write_at_once(self, frame: bytes) -> bool:
         if not self._started or self._ended or self._writing.locked() or not self._chunk(frame):

@@ -157,6 +157,31 @@ def test_the_table_of_scopes_is_documented() -> None:
         ), operation
 
 
+def shape_of(path: str, body: Any) -> None:
+    """Check that a refusal looks as the API at ``path`` tells it."""
+    if path.startswith("/v1/messages"):
+        assert body.keys() == {"type", "error", "request_id"} and body["error"].keys() == {"type", "message"}
+        assert body["error"]["type"] == "authentication_error"
+    elif path.startswith("/v1/"):
+        assert body.keys() == {"error"} and body["error"].keys() == {"message", "type", "param", "code"}
+        assert body["error"]["code"] == "invalid_api_key"
+    elif path.startswith("/ollama"):
+        assert body.keys() == {"error"} and isinstance(body["error"], str)
+    else:
+        assert body.keys() == {"error"} and body["error"]["code"] == "unauthorized"
+
+
+def test_without_a_key_every_route_says_so_in_its_own_shape(doors: Doors) -> None:
+    doors.make("bob")
+    for operation in sorted(operations(doors.live) - {"GET /health"}):
+        method, path = operation.split()
+        path = re.sub(r"{[^}]+}", "echo", path)
+        for headers in ({}, {"x-api-key": "wrong"}, {"authorization": "Bearer "}, {"authorization": "Basic Ym9iOng="}):
+            answer = doors.live.request(method, path, headers=headers)
+            assert answer.status == 401 and answer.headers["www-authenticate"] == "Bearer", operation
+            shape_of(path, answer.json)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "scope"),
     [
@@ -349,6 +374,18 @@ def test_keys_arent_logged(doors: Doors, caplog: pytest.LogCaptureFixture) -> No
 
 def audit_lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     return [record.fields for record in caplog.records if record.name == "myllm.audit"]  # type: ignore[attr-defined]
+
+
+def test_a_pull_that_fails_in_its_middle_is_an_error_in_its_line(
+    doors: Doors, caplog: pytest.LogCaptureFixture
+) -> None:
+    doors.make("ops", "manage")
+    with caplog.at_level(logging.INFO):
+        answer = doors("ops", "POST", "/ollama/api/pull", {"model": "hf.co/nobody/nothing"})
+        eventually(lambda: any("status" in line for line in audit_lines(caplog)))
+    (line,) = [line for line in audit_lines(caplog) if "status" in line]
+    assert (line["action"], line["model"]) == ("POST /ollama/api/pull", "hf.co/nobody/nothing")
+    assert line["outcome"] == "error" and (answer.status >= 400 or line["code"])
 
 
 def test_management_calls_leave_a_line_each(doors: Doors, caplog: pytest.LogCaptureFixture) -> None:
