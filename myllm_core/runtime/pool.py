@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -21,18 +21,28 @@ from myllm_core.errors import EngineError, MyllmError, OutOfMemory, Overloaded, 
 from myllm_core.models.manifest import Model
 from myllm_core.plugins import Plugins
 from myllm_core.runtime.choose import choose_engine, estimated, load_options
-from myllm_core.runtime.handle import Handle, LoadOrder
+from myllm_core.runtime.handle import Handle, LoadOrder, OnProgress
 from myllm_core.runtime.memory import Shortage, free_memory, readable, shortage, wants_more
 from myllm_core.runtime.observe import Observer
 from myllm_core.runtime.process import WorkerProcess
 from myllm_core.runtime.slot import Lease, Loaded, Slot
-from myllm_core.runtime.thread import WorkerThread
 from myllm_core.settings import Settings
 from myllm_core.types import Progress
 
 log = logging.getLogger("myllm.runtime")
 
 _CRASHES, _CRASH_WINDOW, _COOLDOWN = 3, 60.0, 30.0
+
+
+Start = Callable[[LoadOrder, OnProgress], Awaitable[Handle]]
+
+
+def _starter(settings: Settings) -> Start:
+    if settings.isolation == "process":
+        return WorkerProcess.start
+    from myllm_core.runtime.thread import WorkerThread  # with all that runs engines, which a worker process has else
+
+    return WorkerThread.start
 
 
 class Pool:
@@ -146,7 +156,7 @@ class Pool:
         return slot.task
 
     async def _load(self, slot: Slot) -> Handle:
-        start = WorkerProcess.start if self._settings.isolation == "process" else WorkerThread.start
+        start = _starter(self._settings)
 
         def on_progress(progress: Progress) -> None:
             slot.progress = progress

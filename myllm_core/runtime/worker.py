@@ -16,11 +16,10 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from importlib import import_module
 from importlib.metadata import EntryPoint
 from typing import Any, BinaryIO, NoReturn
 
-from myllm_core.errors import MyllmError
-from myllm_core.runtime.hosts import as_error, host_for
 from myllm_core.runtime.wire import frame, pack_facts, read_frame, unpack_model
 
 _PARENT_POLL = 2.0
@@ -73,6 +72,8 @@ def _load(order: dict[str, Any], emit: Any) -> Any:
             last[0] = fraction
             emit([[0, "p", "load", fraction, ""]])
 
+    # what runs the engine is imported while native code, which needs no GIL, reads the weights
+    threading.Thread(target=import_module, args=("myllm_core.runtime.hosts",), daemon=True, name="import").start()
     return engine.load(unpack_model(order["model"]), order["options"], progress)
 
 
@@ -100,11 +101,15 @@ def main() -> None:
     threading.Thread(target=_die_with_parent, args=(order["parent"],), daemon=True, name="parent").start()
     try:
         engine = _load(order, emit)
+        from myllm_core.runtime.hosts import host_for
+
         facts = pack_facts(engine.facts)
         manifest = order["model"]["manifest"]
         host = host_for(engine, emit, f"{manifest['name']} {manifest['family']}")
     except Exception as error:  # noqa: BLE001 - a stranger's engine may raise anything
-        failure = error if isinstance(error, MyllmError) else as_error(error, "loading the model")
+        from myllm_core.runtime.hosts import as_error
+
+        failure = as_error(error, "loading the model")
         emit([[0, "failed", failure.to_dict()]])
         _leave(1)
     emit([[0, "ready", {**facts, "max_sequences": getattr(engine, "max_sequences", engine.max_concurrency)}]])

@@ -190,17 +190,15 @@ def test_embedding_has_a_deadline(settings, run, faulty):
 
 def test_waiting_for_a_session_counts_towards_the_deadline(settings, run):
     async def test(runtime):
-        slow = {"delay_ms": 30}
+        slow = {"delay_ms": 40}
         await runtime.load("echo", load_options=slow)
-        began = time.monotonic()
         words = " ".join(["w"] * 10)
         turns = [collect(runtime.chat("echo", words, session_id="s", load_options=slow)) for _ in range(6)]
         first, *_, last = await asyncio.gather(*turns, return_exceptions=True)
-        assert time.monotonic() - began < 1.3
         assert first[1].error is None
-        assert isinstance(last, DeadlineExceeded)
+        assert isinstance(last, DeadlineExceeded)  # its turn would have come after 5 times 0.4 s
 
-    run(settings(request_timeout=0.8), test)
+    run(settings(request_timeout=1.9), test)
 
 
 def test_a_model_that_can_never_fit_unloads_nothing(settings, run, faulty):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import compress, repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from myllm_llamacpp.options import LoadSettings
 
 # llama_token_attr of llama.h
 _UNKNOWN, _CONTROL, _USER_DEFINED = 1 << 0, 1 << 3, 1 << 4
+_SPECIAL = _UNKNOWN | _CONTROL | _USER_DEFINED
 
 _PIECE_BYTES = 64
 _NOT_FOUND = -1
@@ -169,8 +172,8 @@ class Model:
 
     def end_tokens(self) -> frozenset[int]:
         """All tokens that end a reply: EOS, end of turn, end of message."""
-        is_end = self._lib.short.llama_vocab_is_eog
-        return frozenset(token for token in range(self.vocab_size) if is_end(self._vocab, token))
+        tokens = range(self.vocab_size)
+        return frozenset(compress(tokens, map(self._lib.short.llama_vocab_is_eog, repeat(self._vocab), tokens)))
 
     def control_texts(self) -> tuple[str, ...]:
         """The texts that only mean something when ``special``: control tokens and the unknown token."""
@@ -181,9 +184,14 @@ class Model:
         return self._texts(_USER_DEFINED)
 
     def _texts(self, attributes: int) -> tuple[str, ...]:
-        attr = self._lib.short.llama_vocab_get_attr
-        wanted = (token for token in range(self.vocab_size) if attr(self._vocab, token) & attributes)
+        wanted = (token for token, attribute in self._special.items() if attribute & attributes)
         return tuple(text for text in map(self.text, wanted) if text)
+
+    @cached_property
+    def _special(self) -> dict[int, int]:
+        """The attributes of the tokens that are more than a piece of text."""
+        of_each = map(self._lib.short.llama_vocab_get_attr, repeat(self._vocab), range(self.vocab_size))
+        return {token: attribute for token, attribute in enumerate(of_each) if attribute & _SPECIAL}
 
     @property
     def trained_context(self) -> int:
