@@ -32,6 +32,10 @@ from myllm_server.head import HeadAsGet
 from myllm_server.keys import KeyRing
 from myllm_server.limits import RateLimit
 from myllm_server.log import RequestLog
+from myllm_server.ollama import examples as ollama_examples
+from myllm_server.ollama import routes as ollama
+from myllm_server.ollama.errors import PREFIX as OLLAMA_PREFIX
+from myllm_server.ollama.errors import error_shape as ollama_error_shape
 from myllm_server.openai import examples as openai_examples
 from myllm_server.openai import routes as openai
 from myllm_server.openai.errors import error_shape
@@ -47,7 +51,7 @@ _DESCRIPTION = """
 Local models over HTTP. The examples below work as they stand once `smollm2` is installed (`myllm pull smollm2`).
 
 Every answer carries `x-request-id`; every error is `{"error": {"code", "message", "request_id"}}`, but under `/v1` as
-OpenAI's or Anthropic's clients know it.
+OpenAI's or Anthropic's clients know it, and under `/ollama` as Ollama's do.
 """
 
 _PAGES = {"/", "/docs", "/openapi.json"}
@@ -85,12 +89,17 @@ def create_app(
     app.state.runtime = runtime
     app.state.settings = settings
     app.state.health = health.Health(runtime)
-    app.state.error_shapes = {"/v1/": error_shape, ANTHROPIC_PREFIX: anthropic_error_shape}
+    app.state.error_shapes = {
+        "/v1/": error_shape,
+        ANTHROPIC_PREFIX: anthropic_error_shape,
+        OLLAMA_PREFIX: ollama_error_shape,
+    }
     for router in (native.router, models.router, sessions.router, health.router, metrics.router):
         app.include_router(router, responses=examples.ERRORS)
     for router in (anthropic.shared, anthropic.router):  # before OpenAI's, which has some of their paths too
         app.include_router(router, responses=anthropic_examples.ERRORS)
     app.include_router(openai.router, responses=openai_examples.ERRORS)
+    app.include_router(ollama.router, responses=ollama_examples.ERRORS)
     routes = metrics.Routes(_include_plugins(app, plugins) | _PAGES)
     for kind in HANDLED:
         app.add_exception_handler(kind, answer_error)

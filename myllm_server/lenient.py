@@ -6,7 +6,7 @@ Fields that a dialect defines are honoured or refused; those that it doesn't def
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -32,7 +32,7 @@ def check_supported(body: BaseModel, unsupported: Mapping[str, tuple[Any, ...]],
             raise unsupported_field(where + name)
 
 
-def ignored(body: BaseModel, known: Mapping[str, Any]) -> dict[str, str]:
+def ignored(body: BaseModel, known: Container[str]) -> dict[str, str]:
     """The header that names the fields that were given and mean nothing here; none when there are none.
 
     ``known`` are fields that ``check_supported`` has let through.

@@ -16,6 +16,7 @@ from pathlib import Path
 from myllm_core.errors import (
     IntegrityError,
     InvalidReference,
+    InvalidRequest,
     ModelNotFound,
     MyllmError,
     Overloaded,
@@ -23,7 +24,16 @@ from myllm_core.errors import (
 )
 from myllm_core.models.disk import storage_errors, sync_folder
 from myllm_core.models.leftovers import collect
-from myllm_core.models.manifest import BLOCKS_SUFFIX, MANIFEST, REVISION, Manifest, Model, read_manifest, write_manifest
+from myllm_core.models.manifest import (
+    BLOCKS_SUFFIX,
+    MANIFEST,
+    REVISION,
+    Manifest,
+    Model,
+    ModelFile,
+    read_manifest,
+    write_manifest,
+)
 from myllm_core.models.reference import DEFAULT_TAG, folder_name, model_name, name_of_folder
 
 
@@ -103,6 +113,41 @@ class ModelStore:
             with suppress(OSError):
                 self.lock_file(installed).unlink()  # whoever waits for it sees that, and makes a new one
         return model
+
+    def copy(self, name: str, to: str) -> Model:
+        """Install a model under a second name, with hard links to its files: the weights are on the disk once.
+
+        Raises as ``get`` does, ``InvalidRequest`` when ``to`` is taken, and ``StorageError`` when the disk has no hard
+        links or can't be written; nothing is left then.
+        """
+        model, target = self.get(name), model_name(to)
+        with self.lock(target):
+            if os.path.lexists(self._folder(target)):
+                raise InvalidRequest(f"there is a model {target} already; remove it first: myllm remove {target}")
+            staged = self.staging(target)
+            try:
+                files = tuple(self._linked(model, file, staged) for file in model.manifest.files)
+                return self.commit(replace(model.manifest, name=target, files=files, aliases=()))
+            except BaseException:
+                self.discard(staged)
+                raise
+
+    def _linked(self, model: Model, file: ModelFile, staged: Path) -> ModelFile:
+        """A file of ``model`` as one of the revision ``staged``; what lies outside of the folder stays there."""
+        if os.path.isabs(file.path):
+            return file
+        inner = file.path.partition("/")[2] if REVISION.fullmatch(file.path.partition("/")[0]) else file.path
+        link = staged / inner
+        try:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            os.link(model.folder / file.path, link)
+        except OSError as error:
+            raise StorageError(
+                f"can't link the files of {model.name} to a second name: {error.strerror or error}; "
+                f"pull it under that name: myllm pull {model.manifest.source or 'SOURCE'} --name NAME",
+                errno=error.errno,
+            ) from error
+        return replace(file, path=f"{staged.name}/{inner}")
 
     @contextmanager
     def lock(self, name: str, timeout: float = 10.0) -> Iterator[None]:
