@@ -120,7 +120,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """A raw prompt to continue, without a chat template."""
+    """A raw prompt to continue, without a chat template: a text or, where there are ``tokens``, these as they are."""
 
     prompt: str
     sampling: Sampling = field(default_factory=Sampling)
@@ -129,6 +129,7 @@ class CompletionRequest:
     logprobs: int | None = None
     grammar: Grammar | None = None
     ignore_eos: bool = False
+    tokens: tuple[int, ...] = ()
 
 
 Request = ChatRequest | CompletionRequest

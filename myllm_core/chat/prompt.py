@@ -19,7 +19,7 @@ from myllm_core.chat.tools.syntax import SYNTAXES, Syntax, choose_syntax
 from myllm_core.chat.tools.template import Abilities, abilities_of, as_values, functions, with_instructions
 from myllm_core.engine import ModelFacts
 from myllm_core.errors import ContextLengthError, InvalidRequest, TemplateError, UnsupportedError
-from myllm_core.types import ChatRequest, ContextReport, Message, Prompt, Request, Sampling, Tools
+from myllm_core.types import ChatRequest, CompletionRequest, ContextReport, Message, Prompt, Request, Sampling, Tools
 
 _REPLY_ROOM = 512
 
@@ -103,11 +103,17 @@ class Preparer:
         if isinstance(request, ChatRequest):
             return self._prepare_chat(request)
         constraint = self._constraints.make(request.grammar) if request.grammar else None
-        tokens = self._with_bos(self._literals.plain(request.prompt, self._tokenize))
+        tokens = self._raw_tokens(request)
         if not tokens:
             raise InvalidRequest("the prompt is empty; send some text")
         self._check(len(tokens))
         return Prepared(tokens, ContextReport(self._facts.context_size), request.stop, constraint=constraint)
+
+    def _raw_tokens(self, request: CompletionRequest) -> list[int]:
+        size = self._facts.vocab_size
+        if wrong := next((token for token in request.tokens if not 0 <= token < size), None):
+            raise InvalidRequest(f"prompt: this model has no token {wrong}; its tokens are 0 to {size - 1}")
+        return list(request.tokens) or self._with_bos(self._literals.plain(request.prompt, self._tokenize))
 
     def _prepare_chat(self, request: ChatRequest) -> Prepared:
         if not request.messages:

@@ -140,7 +140,7 @@ class Runtime:
     async def generate(
         self,
         model: str,
-        prompt: str,
+        prompt: str | Sequence[int],
         *,
         options: Options | None = None,
         engine: str | None = None,
@@ -148,9 +148,14 @@ class Runtime:
         keep_alive: float | None = None,
         client: str = "",
     ) -> AsyncGenerator[Event, None]:
-        """Continue a raw prompt, without a chat template: yields events, exactly one ``Finish``, last."""
+        """Continue a raw prompt, a text or tokens, without a chat template.
+
+        Yields events, exactly one ``Finish``, last. Tokens are read as they are. Raises as ``chat`` does, and
+        ``UnsupportedError`` for tokens where the engine has none.
+        """
         order = self._pool.order(self.models.get(model), engine, load_options)
-        events = self._generate(order, prompt, options, keep_alive, client, self._deadline())
+        raw = prompt if isinstance(prompt, str) else list(prompt)
+        events = self._generate(order, raw, options, keep_alive, client, self._deadline())
         async with aclosing(events):
             async for event in events:
                 yield event
@@ -321,7 +326,7 @@ class Runtime:
     async def _generate(
         self,
         order: LoadOrder,
-        asked: tuple[Message, ...] | str,
+        asked: tuple[Message, ...] | str | list[int],
         options: Options | None,
         keep_alive: float | None,
         client: str,
@@ -330,7 +335,7 @@ class Runtime:
     ) -> AsyncGenerator[Event, None]:
         merged = _limited(merge(order.model.manifest.options, options), options, self.settings.max_tokens)
         request = _request(order.model, asked, merged, order.engine, tools)
-        with self._watch("generate" if isinstance(asked, str) else "chat", order) as watch:
+        with self._watch("chat" if isinstance(asked, tuple) else "generate", order) as watch:
             async with aclosing(self._held(order, keep_alive, client, deadline)) as steps:
                 async for step in steps:
                     if isinstance(step, Progress):
@@ -413,7 +418,7 @@ def _limited(merged: Options, asked: Options | None, most: int) -> Options:
 
 def _request(
     model: Model,
-    asked: tuple[Message, ...] | str,
+    asked: tuple[Message, ...] | str | list[int],
     options: Options,
     engine: type[Engine],
     tools: Tools | None = None,
@@ -422,10 +427,14 @@ def _request(
     stop, endless = tuple(options.stop or ()), bool(options.ignore_eos)
     if endless and not issubclass(engine, TokenEngine):
         raise UnsupportedError(f"the {engine.name} engine can't ignore_eos; it ends replies itself")
-    if isinstance(asked, str):
+    if not isinstance(asked, tuple):
         if options.reasoning_effort is not None:
             raise UnsupportedError("a raw prompt has no reasoning_effort; leave it out, or send messages to chat")
-        return CompletionRequest(asked, how, options.max_tokens, stop, options.logprobs, grammar(options), endless)
+        if isinstance(asked, list) and not issubclass(engine, TokenEngine):
+            raise UnsupportedError(f"the {engine.name} engine takes no tokens; send text")
+        text, tokens = (asked, ()) if isinstance(asked, str) else ("", tuple(asked))
+        rule = grammar(options)
+        return CompletionRequest(text, how, options.max_tokens, stop, options.logprobs, rule, endless, tokens)
     system = model.manifest.system
     if system and not any(message.role == "system" for message in asked):
         asked = (Message("system", system), *asked)

@@ -110,6 +110,7 @@ def unpack_request(body: dict[str, Any]) -> Request:
     fields["stop"] = tuple(fields["stop"])
     fields["grammar"] = Grammar(**fields["grammar"]) if fields["grammar"] else None
     if kind == "complete":
+        fields["tokens"] = tuple(fields["tokens"])
         return CompletionRequest(**fields)
     fields["messages"] = tuple(unpack_message(message) for message in fields["messages"])
     fields["tools"] = _unpack_tools(fields["tools"]) if fields["tools"] else None

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Body, Path, Request
 from starlette.responses import Response
 
 from myllm_core.models.manifest import Model
+from myllm_core.runtime.runtime import Runtime
 from myllm_core.types import Event, Usage
 from myllm_server.errors import HttpError, json_response
 from myllm_server.lenient import ignored
@@ -84,7 +85,7 @@ async def completions(
     engine = runtime.engine_of(body.model)
     asked = [(prompt, options) for prompt in prompts for options in answers]
     generations = [runtime.generate(body.model, prompt, options=options, client=client) for prompt, options in asked]
-    echoed = [prompt if body.echo else "" for prompt, _ in asked]
+    echoed = [await _as_text(runtime, body.model, prompt) if body.echo else "" for prompt, _ in asked]
     if body.stream:
         chunks = CompletionChunks(body.model, engine, echoed, body.include_usage)
         return _stream(request, body, generations, chunks, len(answers))
@@ -105,7 +106,9 @@ async def embeddings(
     request: Request, body: Annotated[EmbeddingsBody, Body(openapi_examples=examples.EMBEDDINGS_BODIES)]
 ) -> Response:
     """Make vectors of texts."""
-    made = await attended(request.receive, runtime_of(request).embed(body.model, body.input))
+    runtime = runtime_of(request)
+    texts = [await _as_text(runtime, body.model, text) for text in body.input]
+    made = await attended(request.receive, runtime.embed(body.model, texts))
     length = len(made.vectors[0])
     if body.dimensions not in (None, length):
         raise HttpError(
@@ -120,6 +123,10 @@ async def embeddings(
     return json_response(
         {"object": "list", "data": data, "model": body.model, "usage": counts}, headers=ignored(body, UNSUPPORTED)
     )
+
+
+async def _as_text(runtime: Runtime, model: str, given: str | list[int]) -> str:
+    return given if isinstance(given, str) else await runtime.detokenize(model, given)
 
 
 def _stream(

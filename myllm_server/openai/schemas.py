@@ -55,10 +55,18 @@ def _text_of(index: int, part: object) -> str:
 
 
 def _listed(value: object) -> object:
-    """One text or several as a list."""
-    if isinstance(value, list) and value and isinstance(value[0], int | list) and not isinstance(value[0], bool):
-        raise PydanticCustomError("token_array", "arrays of tokens aren't taken here; send text")
-    return [value] if isinstance(value, str) else value
+    """One text, or the tokens of one, or several of them, as a list."""
+    given = [value] if isinstance(value, str) or _are_tokens(value) else value
+    for index, item in enumerate(given if isinstance(given, list) else []):
+        if not isinstance(item, str) and not _are_tokens(item):
+            raise PydanticCustomError(
+                "text", "item {index} should be a text, or a list of its tokens", {"index": index}
+            )
+    return given
+
+
+def _are_tokens(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int and 0 <= item < 2**31 for item in value)
 
 
 _TEXT: dict[str, Any] = {"type": "string"}
@@ -74,8 +82,11 @@ _Content = Annotated[
 ]
 
 
+_TOKENS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 _Texts = Annotated[
-    list[str], BeforeValidator(_listed), WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]})
+    list[Any],  # str | list[int]: pydantic's own union would tell of both for whatever is neither
+    BeforeValidator(_listed),
+    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT}, _TOKENS, {"type": "array", "items": _TOKENS}]}),
 ]
 
 
@@ -220,7 +231,7 @@ class CompletionBody(Generation):
     prompt: _Texts = Field(min_length=1, max_length=MAX_CHOICES)
     echo: bool | None = Field(None, description="put the prompt before the text (false)")
 
-    def to_core(self) -> tuple[list[str], list[Options]]:
+    def to_core(self) -> tuple[list[str | list[int]], list[Options]]:
         """The prompts, and the options of each prompt's answers. Raises ``HttpError`` for what can't be honoured."""
         check_supported(self, UNSUPPORTED)
         if self.echo and self.logprobs is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from myllm_core import ChatRequest, Message, Sampling
+from myllm_core import ChatRequest, CompletionRequest, Message, Sampling
 from myllm_core.errors import InvalidRequest, UnsupportedError
 from myllm_core.options import parse_options, sampling
 from myllm_core.sampler import Sampler
@@ -45,3 +45,11 @@ def test_a_bias_is_added_to_its_tokens_and_to_no_others():
 def test_a_bias_of_a_token_that_there_is_not_is_refused(byte_engine):
     with pytest.raises(InvalidRequest, match="no token 260.*0 to 259"):
         list(byte_engine().chat(ChatRequest(ASK, Sampling(logit_bias=((5, 1.0), (260, 1.0))))))
+
+
+def test_tokens_are_a_prompt_as_they_are(byte_engine):
+    engine = byte_engine()
+    list(engine.complete(CompletionRequest("", tokens=(258, 65))))
+    assert engine.added[0].tokens == [258, 65]
+    with pytest.raises(InvalidRequest, match="no token 300"):
+        list(engine.complete(CompletionRequest("", tokens=(300,))))

@@ -70,10 +70,12 @@ def test_a_stream_of_completions(live: LiveServer, echo: bool) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"prompt": [1, 2]}, "prompt"),
-        ({"prompt": [[1], [2]]}, "prompt"),
+        ({"prompt": [1, "a"]}, "prompt"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": [[True]]}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
         ({"prompt": []}, "prompt"),
-        ({"prompt": ["a", 5]}, "prompt[1]"),
+        ({"prompt": ["a", 5]}, "prompt"),
         ({"prompt": None}, "prompt"),
         ({"prompt": ["a"] * 129}, "prompt"),
         ({"prompt": ["a"] * 65, "n": 2}, "n"),
@@ -88,6 +90,11 @@ def test_a_stream_of_completions(live: LiveServer, echo: bool) -> None:
 def test_completions_that_cannot_be(live: LiveServer, fields: dict[str, Any], param: str) -> None:
     answer = complete(live, **({"prompt": "x"} | fields))
     assert (answer.status, answer.json["error"]["param"]) == (400, param), answer.body
+
+
+def test_tokens_need_an_engine_that_has_some(live: LiveServer) -> None:
+    for answer in (complete(live, [1, 2]), complete(live, [[1], [2]]), embed(live, [1, 2]), embed(live, [[1, 2]])):
+        assert (answer.status, answer.json["error"]["code"]) == (400, "unsupported")
 
 
 def test_completions_ignore_what_openai_has_not(live: LiveServer) -> None:
@@ -115,8 +122,7 @@ def test_embeddings_as_floats_and_packed(live: LiveServer) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"input": [1, 2]}, "input"),
-        ({"input": [[1, 2]]}, "input"),
+        ({"input": [1, 2.5]}, "input"),
         ({"input": []}, "input"),
         ({"input": {}}, "input"),
         ({"encoding_format": "hex"}, "encoding_format"),
