@@ -8,7 +8,7 @@ fitting, stop strings, UTF-8 assembly, reasoning, usage and cancellation, the sa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
@@ -223,6 +223,15 @@ class TokenEngine(Engine):
 
         It may bring nothing for one that still reads its prompt, and several tokens, in order, where some were guessed.
         """
+
+    def embed_steps(self, inputs: Seq[str]) -> Generator[None, None, Embeddings]:
+        """``embed`` in steps of about the length of ``step``, which others are called between: those of replies.
+
+        An engine that makes long embeddings at once stalls running replies. It is never called for other inputs before
+        it has returned or was closed.
+        """
+        return self.embed(inputs)
+        yield
 
     def idle(self) -> bool:
         """Do a piece of work that was put off, of some milliseconds; called when nothing runs. False: none is left."""

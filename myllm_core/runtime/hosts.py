@@ -17,16 +17,16 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
-from itertools import accumulate
 from typing import Any, TypeVar
 
 from myllm_core.chat.pipeline import Pipeline, Prepared, Preparer, all_pieces, text_of
 from myllm_core.engine import Engine, TokenEngine
-from myllm_core.errors import EngineError, MyllmError, OutOfMemory
-from myllm_core.runtime.wire import pack_embeddings, pack_event, unpack_request
+from myllm_core.errors import EngineError, MyllmError
+from myllm_core.runtime.embed_job import EmbedJob
+from myllm_core.runtime.failures import as_error
+from myllm_core.runtime.wire import pack_event, unpack_request
 from myllm_core.types import (
     ChatRequest,
-    Embeddings,
     Finish,
     Progress,
     ReasoningDelta,
@@ -41,53 +41,9 @@ _EVENTS = (TextDelta, ReasoningDelta, ToolCallDelta, Progress, Finish)
 _MAX_REPLY = 64 * 2**20
 _QUIET = 0.5
 """Seconds without a command after which the engine may do what it put off."""
-_EMBED_CHARACTERS, _EMBED_TEXTS = 2000, 32
 
 
-def as_error(error: BaseException, doing: str) -> MyllmError:
-    """An error of the tree for whatever an engine raised."""
-    if isinstance(error, MyllmError):
-        return error
-    if isinstance(error, MemoryError):
-        return OutOfMemory(f"the engine ran out of memory while {doing}; use a smaller model, quantization or context")
-    text = " ".join(f"{type(error).__name__}: {error}".split())[:2000]
-    return EngineError(f"the engine failed while {doing}: {text}")
-
-
-class _EmbedJob:
-    """Texts to embed, a few at a time, so that whoever else uses the engine gets their turn in between."""
-
-    def __init__(self, rid: int, inputs: list[str]) -> None:
-        self.rid = rid
-        self._inputs = inputs
-        self._vectors: list[list[float]] = []
-        self._tokens = 0
-
-    def advance(self, engine: Engine) -> list[Any] | None:
-        """Embed the next texts; the answer when that was all, or when it failed."""
-        first = len(self._vectors)
-        texts = self._next(first)
-        try:
-            made = engine.embed(texts)
-            if len(made.vectors) != len(texts):
-                raise EngineError(f"the {engine.name} engine made {len(made.vectors)} vectors of {len(texts)} texts")
-            self._vectors += made.vectors
-            self._tokens += made.prompt_tokens
-            done = len(self._vectors) == len(self._inputs)
-            return ["e", pack_embeddings(Embeddings(self._vectors, self._tokens))] if done else None
-        except Exception as error:  # noqa: BLE001 - a stranger's engine may raise anything
-            failure = as_error(error, "embedding")
-            if isinstance(failure.data.get("input"), int):
-                failure.data["input"] += first
-            return ["x", failure.to_dict()]
-
-    def _next(self, first: int) -> list[str]:
-        sizes = accumulate(map(len, self._inputs[first : first + _EMBED_TEXTS]))
-        fitting = sum(1 for size in sizes if size <= _EMBED_CHARACTERS)
-        return self._inputs[first : first + max(1, fitting)]
-
-
-def _embed_all(engine: Engine, job: _EmbedJob, cancelled: threading.Event) -> list[Any]:
+def _embed_all(engine: Engine, job: EmbedJob, cancelled: threading.Event) -> list[Any]:
     answer = None
     while answer is None:
         answer = ["x", EngineError("cancelled").to_dict()] if cancelled.is_set() else job.advance(engine)
@@ -108,7 +64,7 @@ class TokenHost:
         self._preparer = Preparer(engine.facts, self._tokenize_there, self._pieces_there, names)
         self._pool = ThreadPoolExecutor(1, "prepare")
         self._preparing: set[int] = set()
-        self._embedding: deque[_EmbedJob] = deque()
+        self._embedding: deque[EmbedJob] = deque()
         self._embed_after = 0.0
         self._closing = False
         self._thread: int | None = None
@@ -132,6 +88,8 @@ class TokenHost:
         finally:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._release_waiting()
+            for job in self._embedding:
+                job.close()
             self._engine.close()
 
     def _release_waiting(self) -> None:
@@ -142,16 +100,22 @@ class TokenHost:
                 if command[0] == "call":
                     command[2].set_exception(EngineError("the model was unloaded"))
 
+    def _drop_embedding(self, rid: int) -> None:
+        for job in [job for job in self._embedding if job.rid == rid]:
+            self._embedding.remove(job)
+            job.close()
+
     def _embed_some(self) -> None:
-        """Make some embeddings; running replies get at least as long before the next ones are made."""
+        """Make a step of some embeddings; running replies get at least as long before the next one."""
         began = time.perf_counter()
-        job = self._embedding.popleft()
+        job = self._embedding[0]
         answer = job.advance(self._engine)
         self._embed_after = 2 * time.perf_counter() - began
-        if answer is None:
-            self._embedding.append(job)
-        else:
+        if answer is not None:
+            self._embedding.popleft()
             self._emit([[job.rid, *answer]])
+        elif not job.amid:
+            self._embedding.rotate(-1)
 
     def _take_commands(self) -> None:
         if not self._pipeline.busy and not self._embedding:
@@ -192,10 +156,10 @@ class TokenHost:
             case ["call", function, future]:
                 self._call(function, future)
             case ["embed", rid, inputs]:
-                self._embedding.append(_EmbedJob(rid, inputs))
+                self._embedding.append(EmbedJob(rid, inputs))
             case ["cancel", rid]:
                 self._preparing.discard(rid)
-                self._embedding = deque(job for job in self._embedding if job.rid != rid)
+                self._drop_embedding(rid)
                 events = self._pipeline.cancel(rid)
                 self._emit([[rid, *pack_event(event)] for event in events])
             case ["ping", rid]:
@@ -278,7 +242,7 @@ class ThreadedHost:
                     case ["run", rid, body]:
                         self._submit(rid, self._run, unpack_request(body))
                     case ["embed", rid, inputs]:
-                        self._submit(rid, self._embed, _EmbedJob(rid, inputs))
+                        self._submit(rid, self._embed, EmbedJob(rid, inputs))
                     case ["cancel", rid]:
                         flag = self._cancelled.get(rid)  # its thread may be done, and forget it, at any moment
                         if flag is not None:
@@ -297,7 +261,7 @@ class ThreadedHost:
         flag = self._cancelled[rid] = threading.Event()
         self._pool.submit(work, rid, given, flag)
 
-    def _embed(self, rid: int, job: _EmbedJob, cancelled: threading.Event) -> None:
+    def _embed(self, rid: int, job: EmbedJob, cancelled: threading.Event) -> None:
         answer = _embed_all(self._engine, job, cancelled)
         del self._cancelled[rid]
         self._emit([[rid, *answer]])

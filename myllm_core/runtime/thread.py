@@ -9,8 +9,9 @@ from contextlib import suppress
 from typing import Any
 
 from myllm_core.errors import MyllmError, WorkerDied
+from myllm_core.runtime.failures import as_error
 from myllm_core.runtime.handle import Handle, LoadOrder, OnProgress
-from myllm_core.runtime.hosts import Host, as_error, host_for
+from myllm_core.runtime.hosts import Host, host_for
 from myllm_core.runtime.wire import pack_facts
 
 _CLOSE_GRACE = 5.0

@@ -107,7 +107,7 @@ def main() -> None:
         manifest = order["model"]["manifest"]
         host = host_for(engine, emit, f"{manifest['name']} {manifest['family']}")
     except Exception as error:  # noqa: BLE001 - a stranger's engine may raise anything
-        from myllm_core.runtime.hosts import as_error
+        from myllm_core.runtime.failures import as_error
 
         failure = as_error(error, "loading the model")
         emit([[0, "failed", failure.to_dict()]])

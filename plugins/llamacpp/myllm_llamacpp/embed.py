@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 
@@ -33,8 +34,11 @@ class Embedder:
         self._context: Context | None = None
         self._chunked: bool | None = None
 
-    def embed(self, inputs: Sequence[str]) -> Embeddings:
-        """One vector per input. Raises ``ContextLengthError``, ``InvalidRequest``, ``UnsupportedError``."""
+    def steps(self, inputs: Sequence[str], rows: Callable[[], int]) -> Generator[None, None, Embeddings]:
+        """One vector per input, made in steps of as many tokens as ``rows`` says before each.
+
+        Raises ``ContextLengthError``, ``InvalidRequest``, ``UnsupportedError``.
+        """
         if self._pooling == "rank":
             raise UnsupportedError("this model ranks texts and makes no embeddings; use an embedding model")
         tokens = [self._tokens(number, text) for number, text in enumerate(inputs)]
@@ -44,7 +48,11 @@ class Embedder:
         vectors: list[list[float]] = []
         for group in _groups(tokens, context.batch.rows):
             try:
-                found = self._read_chunks(context, group) if self._chunked else self._read_whole(context, group)
+                if self._chunked:
+                    found = yield from self._read_chunks(context, group, rows)
+                else:
+                    found = self._read_whole(context, group)
+                    yield
             finally:
                 context.clear()
             vectors += map(_normalised, found)
@@ -88,19 +96,37 @@ class Embedder:
         _decode(context)
         return [context.pooled_embedding(sequence) for sequence in range(len(group))]
 
-    def _read_chunks(self, context: Context, group: list[Ints]) -> list[Floats]:
-        """Several short inputs in one batch, or one long one in several."""
+    def _read_chunks(
+        self, context: Context, group: list[Ints], rows: Callable[[], int]
+    ) -> Generator[None, None, list[Floats]]:
+        """Inputs one after the other, each step as far as it may go: several short ones, or a part of a long one."""
         found: list[Floats | None] = [None] * len(group)
-        for start in range(0, max(map(len, group)), context.batch.rows):
-            context.batch.clear()
-            ends = [0]
-            for sequence, tokens in enumerate(group):
-                ends.append(1 + context.batch.add(tokens[start : start + context.batch.rows], start, sequence, "all"))
+        parts = deque((sequence, 0) for sequence in range(len(group)))
+        while parts:
+            room = max(1, min(rows(), context.batch.rows))
+            read = self._step(context, group, parts, room)
             _decode(context)
-            rows = context.embeddings()
-            for sequence, (begin, end) in enumerate(zip(ends, ends[1:], strict=False)):
-                found[sequence] = self._pool(found[sequence], rows[begin:end])
+            made = context.embeddings()
+            for sequence, begin, end in read:
+                found[sequence] = self._pool(found[sequence], made[begin:end])
+            yield
         return [vector for vector in found if vector is not None]
+
+    def _step(
+        self, context: Context, group: list[Ints], parts: deque[tuple[int, int]], room: int
+    ) -> list[tuple[int, int, int]]:
+        """Fill the batch with ``room`` of the tokens that are left; which of its rows are whose."""
+        context.batch.clear()
+        read: list[tuple[int, int, int]] = []
+        while parts and room:
+            sequence, start = parts.popleft()
+            tokens = group[sequence][start : start + room]
+            end = 1 + context.batch.add(tokens, start, sequence, "all")
+            read.append((sequence, end - len(tokens), end))
+            room -= len(tokens)
+            if start + len(tokens) < len(group[sequence]):
+                parts.appendleft((sequence, start + len(tokens)))
+        return read
 
     def _pool(self, before: Floats | None, rows: Floats) -> Floats:
         """Take further token embeddings of an input in; a mean is kept as a sum, since only its direction counts."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import ExitStack
 from dataclasses import fields
@@ -14,7 +14,7 @@ from myllm_core import Embeddings, MemoryEstimate, Model, ModelFacts, Sequence, 
 from myllm_core.engine import LoadProgress
 from myllm_core.errors import EngineError, EngineMissing, OutOfMemory, UnsupportedError
 from myllm_core.types import Sampling
-from myllm_llamacpp.options import LOAD_OPTIONS, LoadSettings, parse_load_options
+from myllm_llamacpp.options import LOAD_OPTIONS, MAX_ROWS, LoadSettings, parse_load_options
 
 if TYPE_CHECKING:
     from myllm_llamacpp.context import Context
@@ -157,7 +157,20 @@ class LlamaCppEngine(TokenEngine):
 
     def embed(self, inputs: Seq[str]) -> Embeddings:
         """One vector of length 1 per input. Raises ``ContextLengthError``, ``InvalidRequest``."""
-        return self._embedder.embed(inputs)
+        steps = self.embed_steps(inputs)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                made: Embeddings = end.value
+                return made
+
+    def embed_steps(self, inputs: Seq[str]) -> Generator[None, None, Embeddings]:
+        """The same in steps: while replies are written, each as short as one that reads a prompt beside them."""
+        return self._embedder.steps(inputs, self._rows_beside)
+
+    def _rows_beside(self) -> int:
+        return MAX_ROWS if self._scheduler is None else self._scheduler.rows_beside()
 
     def close(self) -> None:
         """Save what is worth it, and free contexts and weights."""

@@ -17,6 +17,9 @@ CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"
 MAX_SEQUENCES = 256
 """``LLAMA_MAX_SEQ``: llama.cpp ends the process when a sequence id is larger."""
 
+MAX_ROWS = 2**16
+"""Tokens of the largest batch."""
+
 _TOO_BIG = 2**24
 _LEAST_CONTEXT = 128
 _MOST_CACHE = 2**24
@@ -32,7 +35,7 @@ class LoadSettings(BaseModel):
         0, ge=0, le=_TOO_BIG, description="tokens that all sequences hold together; 0 chooses by model and memory"
     )
     n_parallel: int = Field(8, ge=1, le=MAX_SEQUENCES, description="how many sequences run at the same time")
-    n_batch: int = Field(512, ge=2, le=2**16, description="most tokens in one forward pass")
+    n_batch: int = Field(512, ge=2, le=MAX_ROWS, description="most tokens in one forward pass")
     n_threads: int = Field(
         0,
         ge=0,

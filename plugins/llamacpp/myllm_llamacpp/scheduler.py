@@ -174,6 +174,10 @@ class Scheduler:
         self.stats.step_seconds += perf_counter() - begin
         return outs
 
+    def rows_beside(self) -> int:
+        """Tokens that another context may read between two steps without holding replies up."""
+        return self.pace.chunk(len(self._running)) if self._running else self.context.batch.rows
+
     def _admit(self) -> None:
         while self._waiting:
             run = self._waiting[0]
