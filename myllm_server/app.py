@@ -25,6 +25,7 @@ from myllm_server.anthropic.errors import AnthropicRequests
 from myllm_server.anthropic.errors import error_shape as anthropic_error_shape
 from myllm_server.audit import Audit
 from myllm_server.body import BodyReader
+from myllm_server.document import complete_document
 from myllm_server.errors import HANDLED, answer_error, json_bytes
 from myllm_server.gate import Gate, GateKeeper
 from myllm_server.guard import Guard, check_origins
@@ -39,6 +40,7 @@ from myllm_server.ollama.errors import error_shape as ollama_error_shape
 from myllm_server.openai import examples as openai_examples
 from myllm_server.openai import routes as openai
 from myllm_server.openai.errors import error_shape
+from myllm_server.openai.responses import routes as responses
 from myllm_server.pages import add_pages
 from myllm_server.quota import KeyLimits, Quotas
 
@@ -99,7 +101,9 @@ def create_app(
     for router in (anthropic.shared, anthropic.router):  # before OpenAI's, which has some of their paths too
         app.include_router(router, responses=anthropic_examples.ERRORS)
     app.include_router(openai.router, responses=openai_examples.ERRORS)
+    app.include_router(responses.router, responses=openai_examples.ERRORS)
     app.include_router(ollama.router, responses=ollama_examples.ERRORS)
+    complete_document(app)
     routes = metrics.Routes(_include_plugins(app, plugins) | _PAGES)
     for kind in HANDLED:
         app.add_exception_handler(kind, answer_error)

@@ -41,7 +41,7 @@ from myllm_core.runtime.pool import Pool
 from myllm_core.runtime.slot import Lease, Loaded
 from myllm_core.runtime.wire import pack_request
 from myllm_core.session_store import SessionStore, check_session_id
-from myllm_core.sessions.conversation import Said, Turn, keep_turn, plan_turn, repeat_reply, resume_turn
+from myllm_core.sessions.conversation import Branch, Said, Turn, keep_turn, plan_turn, repeat_reply, resume_turn
 from myllm_core.settings import Settings, load_settings
 from myllm_core.types import (
     ChatRequest,
@@ -99,6 +99,8 @@ class Runtime:
         tools: Tools | None = None,
         session_id: str | None = None,
         turn_key: str | None = None,
+        branch: Branch | None = None,
+        instructions: str = "",
         engine: str | None = None,
         load_options: Mapping[str, Any] | None = None,
         keep_alive: float | None = None,
@@ -111,8 +113,9 @@ class Runtime:
         ``turn_key`` gets the reply that was stored, or a new one to the same message if that was interrupted. Two
         requests to one session take turns, and so do the ``client``s that wait for a busy model. ``tools`` are the
         functions that the model may call in this reply; whoever asks runs them, and sends a message of the role
-        ``tool`` for each call. Raises a ``MyllmError`` at the first event for whatever is wrong before generation
-        starts.
+        ``tool`` for each call. ``branch`` says where in the session to go on; ``instructions`` are a system message for
+        this reply alone, which isn't stored. Raises a ``MyllmError`` at the first event for whatever is wrong before
+        generation starts.
         """
         if tools is not None:
             check_tools(tools)
@@ -123,14 +126,15 @@ class Runtime:
             turn = Turn(tuple(asked), tuple(asked), None)
             if session_id is not None:
                 await stack.enter_async_context(self._session_lock(check_session_id(session_id), deadline))
-                turn = await self._plan(session_id, asked, turn_key)
+                turn = await self._plan(session_id, asked, turn_key, branch or Branch())
             if turn.reply is not None:
                 for event in repeat_reply(turn.reply):
                     yield event
                 return
             check_conversation(turn.messages)
             order = self._pool.order(installed, engine, load_options)
-            events = self._generate(order, turn.messages, options, keep_alive, client, deadline, tools)
+            told = (Message("system", instructions), *turn.messages) if instructions else turn.messages
+            events = self._generate(order, told, options, keep_alive, client, deadline, tools)
             if session_id is not None:
                 events = self._kept(events, session_id, turn, installed.name)
             async with aclosing(events):
@@ -313,15 +317,15 @@ class Runtime:
         finally:
             lock.release()
 
-    async def _plan(self, session_id: str, asked: Sequence[Message], key: str | None) -> Turn:
+    async def _plan(self, session_id: str, asked: Sequence[Message], key: str | None, branch: Branch) -> Turn:
         def read(store: SessionStore) -> Turn:
             try:
                 taken = resume_turn(store, session_id, asked, key) if key else None
-                return taken or plan_turn(store.path(session_id), asked, key or uuid.uuid4().hex)
+                return taken or plan_turn(store.path(session_id, branch.after), asked, key or uuid.uuid4().hex)
             except SessionNotFound:
                 return plan_turn([], asked, key or uuid.uuid4().hex)
 
-        return await self.sessions(read)
+        return replace(await self.sessions(read), meta=branch.meta)
 
     async def _generate(
         self,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -26,10 +26,22 @@ _TRIES = 20  # another process may move the tip between our two calls
 
 
 @dataclass(frozen=True, slots=True)
+class Branch:
+    """Where in a session a turn goes on, and what is kept with it.
+
+    ``after`` is the id of the message to go on from; None: the last one. ``meta`` are JSON values that are stored with
+    the reply's own.
+    """
+
+    after: int | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """A turn about to be taken: the whole conversation, what of it is new, and where it goes on.
 
-    ``key`` is what it is stored under. ``reply`` is there when it was taken before.
+    ``key`` is what it is stored under. ``reply`` is there when it was taken before. ``meta`` is stored with the reply.
     """
 
     messages: tuple[Message, ...]
@@ -37,6 +49,7 @@ class Turn:
     parent: int | None
     key: str = ""
     reply: StoredMessage | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 def resume_turn(store: SessionStore, session_id: str, messages: Sequence[Message], key: str) -> Turn | None:
@@ -176,6 +189,7 @@ def keep_turn(
     status: Status = {"cancelled": "cancelled", "error": "error"}.get(finish.reason, "complete")  # type: ignore[assignment]
     usage = finish.usage
     meta: dict[str, Any] = {
+        **turn.meta,
         "model": model,
         "engine": finish.engine,
         "finish_reason": finish.reason,

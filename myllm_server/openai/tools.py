@@ -32,10 +32,12 @@ class ChatTool(Lenient):
     function: Function
 
 
-class ResponseTool(Function):
-    """A tool of a response."""
-
+class _Typed(Lenient):
     type: Literal["function"]
+
+
+class ResponseTool(Function, _Typed):  # in this order the type is checked first: other kinds of tools have no name
+    """A tool of a response."""
 
 
 class FunctionName(Lenient):

@@ -51,6 +51,9 @@ def test_every_route_of_the_design_is_there(document: dict[str, Any]) -> None:
         ("post", "/v1/chat/completions"),
         ("post", "/v1/completions"),
         ("post", "/v1/embeddings"),
+        ("post", "/v1/responses"),
+        ("get", "/v1/responses/{response_id}"),
+        ("delete", "/v1/responses/{response_id}"),
     }
 
 
