@@ -16,6 +16,10 @@ def serve(
     port: Annotated[
         int | None, typer.Option(metavar="PORT", min=0, max=65535, help="Port to bind (default 8000; 0: a free one).")
     ] = None,
+    ollama_port: Annotated[
+        int | None,
+        typer.Option(metavar="PORT", min=0, max=65535, help="Port that has Ollama's API at its root (usual: 11434)."),
+    ] = None,
     reload: Annotated[bool, typer.Option("--reload", help="Start again when the code changes.")] = False,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Ask for no key, on any address.")] = False,
     ssl_certfile: Annotated[
@@ -33,6 +37,7 @@ def serve(
     cli.settings = cli.settings_with(
         host=host,
         port=port,
+        ollama_port=ollama_port,
         no_auth=no_auth or None,
         ssl_certfile=ssl_certfile,
         ssl_keyfile=ssl_keyfile,

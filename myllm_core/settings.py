@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="address that serve binds")
     port: int = Field(8000, ge=0, le=65535, description="port that serve binds; 0 takes a free one")
+    ollama_port: int | None = Field(
+        None, ge=0, le=65535, description="port that has Ollama's API at its root, beside the other one; 0: a free one"
+    )
     api_key: str = Field("", repr=False, description="key that HTTP clients must send; empty: none on loopback")
     no_auth: bool = Field(False, description="ask for no key, on any address")
     ssl_certfile: Path | None = Field(None, description="certificate (PEM, with its chain): serve by HTTPS")

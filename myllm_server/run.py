@@ -21,6 +21,7 @@ from myllm_server.records import log_to_stderr
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from opentelemetry.trace import Tracer
+    from starlette.types import ASGIApp
 
 _BACKLOG = 512
 
@@ -28,7 +29,8 @@ _BACKLOG = 512
 def serve(settings: Settings, plugins: Plugins, *, reload: bool = False) -> int:
     """Serve until SIGINT or SIGTERM, and return the exit code.
 
-    One line on standard output says where: ``Listening on http://127.0.0.1:8000``. A first signal lets running
+    One line on standard output says where: ``Listening on http://127.0.0.1:8000``; a second one says where Ollama's API
+    is at the root, with ``settings.ollama_port``. A first signal lets running
     replies end within ``settings.shutdown_grace`` seconds while new requests get 503, and the code is 0; a second one
     ends at once, and the code is 128 and its number. 1 when the address can't be bound. ``reload`` starts again
     when Python files below the working directory change.
@@ -38,16 +40,23 @@ def serve(settings: Settings, plugins: Plugins, *, reload: bool = False) -> int:
 
     log_to_stderr(settings)
     tls_options(settings)
-    try:
-        listener = _bind(settings.host, settings.port)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        _say(f"can't listen on {settings.host} port {settings.port}: {reason}; try: myllm serve --port 0")
-        return 1
-    with listener:
+    with ExitStack() as stack:
+        listeners = []
+        for option, port in (("port", settings.port), ("ollama-port", settings.ollama_port)):
+            if port is None:
+                continue
+            try:
+                listeners.append(stack.enter_context(_bind(settings.host, port)))
+            except (OSError, UnicodeError) as error:
+                reason = getattr(error, "strerror", None) or str(error)
+                _say(f"can't listen on {settings.host} port {port}: {reason}; try: myllm serve --{option} 0")
+                return 1
+        settings = settings.model_copy(update={"ollama_port": _port(listeners[1]) if listeners[1:] else None})
         try:
             settings = _with_key(settings)
-            return _serve_reloading(settings, listener) if reload else asyncio.run(_serve(settings, plugins, listener))
+            if reload:
+                return _serve_reloading(settings, listeners)
+            return asyncio.run(_serve(settings, plugins, listeners))
         except MyllmError as error:
             _say(error.message)
             return error.exit_code
@@ -91,14 +100,19 @@ def _with_key(settings: Settings) -> Settings:
     return settings.model_copy(update={"api_key": key})
 
 
-def _announce(settings: Settings, listener: socket.socket) -> None:
+def _port(listener: socket.socket) -> int:
+    return int(listener.getsockname()[1])
+
+
+def _announce(settings: Settings, listeners: list[socket.socket]) -> None:
     host = settings.host
     shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
     scheme = "https" if settings.ssl_certfile else "http"
-    print(f"Listening on {scheme}://{shown}:{listener.getsockname()[1]}", flush=True)
+    for listener, what in zip(listeners, ("Listening", "Ollama's API at the root: listening"), strict=False):
+        print(f"{what} on {scheme}://{shown}:{_port(listener)}", flush=True)
 
 
-async def _serve(settings: Settings, plugins: Plugins, listener: socket.socket) -> int:
+async def _serve(settings: Settings, plugins: Plugins, listeners: list[socket.socket]) -> int:
     from myllm_core.runtime.runtime import Runtime
     from myllm_server.app import create_app
     from myllm_server.gate import Gate
@@ -111,13 +125,19 @@ async def _serve(settings: Settings, plugins: Plugins, listener: socket.socket) 
         async with Runtime(settings, plugins) as runtime:
             app = create_app(runtime, settings, plugins, gate=gate, tracer=tracer)
             server = GracefulServer(
-                ServerConfig(app, settings.read_timeout, lifespan="off", **tls_options(settings)),
+                ServerConfig(_on_ports(app, settings), settings.read_timeout, lifespan="off", **tls_options(settings)),
                 gate,
                 settings.shutdown_grace,
-                lambda: _announce(settings, listener),
+                lambda: _announce(settings, listeners),
             )
-            await server.serve(sockets=[listener])
+            await server.serve(sockets=listeners)
     return exit_code(server)
+
+
+def _on_ports(app: FastAPI, settings: Settings) -> ASGIApp:
+    from myllm_server.ollama.root import AtRoot
+
+    return app if settings.ollama_port is None else AtRoot(app, settings.ollama_port)
 
 
 def _tracer(settings: Settings) -> AbstractContextManager[Tracer | None]:
@@ -131,7 +151,7 @@ def _tracer(settings: Settings) -> AbstractContextManager[Tracer | None]:
         raise ConfigError('the setting otel needs OpenTelemetry; install it: pip install "myllm[otel]"') from None
 
 
-def _serve_reloading(settings: Settings, listener: socket.socket) -> int:
+def _serve_reloading(settings: Settings, listeners: list[socket.socket]) -> int:
     from uvicorn import Server
     from uvicorn.supervisors import ChangeReload
 
@@ -141,8 +161,8 @@ def _serve_reloading(settings: Settings, listener: socket.socket) -> int:
     _export(settings)
     more: dict[str, Any] = {"factory": True, "reload": True, "lifespan": "on", **tls_options(settings)}
     config = ServerConfig(f"{__name__}:reloaded_app", settings.read_timeout, **more)
-    _announce(settings, listener)
-    ChangeReload(config, target=Server(config).run, sockets=[listener]).run()
+    _announce(settings, listeners)
+    ChangeReload(config, target=Server(config).run, sockets=listeners).run()
     return 0
 
 
@@ -150,10 +170,12 @@ def _export(settings: Settings) -> None:
     """Put what was set into the environment, where the process that is started again finds it."""
     for name in settings.model_fields_set | {"api_key"}:
         value: Any = getattr(settings, name)
+        if value is None:
+            continue
         os.environ[f"MYLLM_{name.upper()}"] = json.dumps(value) if isinstance(value, list | dict) else str(value)
 
 
-def reloaded_app() -> FastAPI:
+def reloaded_app() -> ASGIApp:
     """The app of ``serve --reload``, made anew after each change."""
     from myllm_core.runtime.runtime import Runtime
     from myllm_server.app import create_app
@@ -172,4 +194,5 @@ def reloaded_app() -> FastAPI:
             async with runtime:
                 yield
 
-    return create_app(runtime, settings, plugins, tracer=tracing.enter_context(_tracer(settings)), lifespan=lifespan)
+    tracer = tracing.enter_context(_tracer(settings))
+    return _on_ports(create_app(runtime, settings, plugins, tracer=tracer, lifespan=lifespan), settings)

@@ -212,7 +212,8 @@ class Preparer:
         """What a template is told of the effort. Raises ``UnsupportedError`` where it knows of none."""
         told = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
         known = {name: value for name, value in told.items() if effort is not None and name in self._source}
-        if effort is not None and not known:
+        asks = effort is not None and (effort != "none" or self._reasoning)  # there may be nothing to leave out
+        if asks and not known:
             raise UnsupportedError("this model's chat template knows of no reasoning_effort; leave it out")
         return known
 

@@ -70,7 +70,9 @@ async def count_tokens(
 ) -> Response:
     """Count the tokens that a conversation would be read as, without answering it."""
     said, tools = conversation(body), tools_of(body)
-    prompt = await attended(request.receive, runtime_of(request).prompt(body.model, said, tools=tools))
+    prompt = await attended(
+        request.receive, runtime_of(request).prompt(body.model, said, options=body.options(), tools=tools)
+    )
     return json_response({"input_tokens": len(prompt.tokens)}, headers=ignored(body, UNSUPPORTED))
 
 

@@ -196,9 +196,6 @@ class _Conversation(Lenient):
 def conversation(body: _Conversation) -> list[Message]:
     """The messages of a body. Raises ``HttpError`` for what can't be honoured."""
     check_supported(body, UNSUPPORTED)
-    effort = body.output_config and body.output_config.effort
-    if effort not in (None, "high"):
-        raise unsupported_field("output_config.effort")
     system = [Message("system", _joined(body.system))] if body.system else []
     said = [message for index, given in enumerate(body.messages) for message in given.to_core(index)]
     if said[-1].role == "assistant":
@@ -225,8 +222,27 @@ def tools_of(body: _Conversation) -> Tools | None:
             return Tools(functions, "required", only, parallel)
 
 
+def effort_of(body: _Conversation) -> str | None:
+    """How much the model is to reason; None: as it does. Raises ``HttpError``."""
+    effort = body.output_config.effort if body.output_config else None
+    if effort not in (None, "low", "medium", "high"):
+        raise unsupported_field("output_config.effort", "levels here are low, medium and high")
+    match body.thinking.type if body.thinking else "adaptive":
+        case "disabled":
+            return "none"
+        case "enabled":
+            return effort or "medium"
+        case "adaptive":
+            return None if effort == "high" else effort  # which is what the dialect does unasked
+    raise unsupported_field("thinking.type", "models here reason before they answer; send enabled or disabled")
+
+
 class CountBody(_Conversation):
     """A conversation to count the tokens of."""
+
+    def options(self) -> Options:
+        """What of the options the prompt depends on. Raises ``HttpError``."""
+        return parse_options({"reasoning_effort": effort_of(self)})
 
 
 class MessagesBody(Options, _Conversation):
@@ -259,5 +275,9 @@ class MessagesBody(Options, _Conversation):
         if format is not None and self.json_schema is not None:
             raise invalid("output_config.format", "there is a json_schema too; send one of them")
         values["stop"] = self.stop if self.stop_sequences is None else self.stop_sequences or None
+        effort = effort_of(self)
+        if effort is not None and self.reasoning_effort is not None:
+            raise invalid("reasoning_effort", "there is thinking or an effort too; send one of them")
+        values["reasoning_effort"] = effort or self.reasoning_effort
         values["json_schema"] = format.json_schema if format else self.json_schema
         return parse_options(values | {"fit": self.fit or "error"})

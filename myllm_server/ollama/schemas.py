@@ -239,14 +239,13 @@ class _Generation(Lenient):
         ``HttpError``, ``InvalidOption``.
         """
         check_supported(self, UNSUPPORTED)
-        if self.think:
-            raise unsupported_field("think")
         if self.top_logprobs is not None and not self.logprobs:
             raise invalid("top_logprobs", "it needs logprobs: true")
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         given = self.options or ModelOptions.model_validate({})
         fit = None if given.fit else ("drop" if self.truncate else "error")
-        return given.to_core(json_schema=self._schema(), logprobs=logprobs, fit=fit)
+        effort = {None: None, False: "none", True: "medium"}.get(self.think, self.think)
+        return given.to_core(json_schema=self._schema(), logprobs=logprobs, fit=fit, reasoning_effort=effort)
 
     def _schema(self) -> dict[str, Any] | None:
         if self.format in (None, ""):

@@ -253,6 +253,9 @@ def test_options_of_myllm_are_fields_too(told: LiveServer) -> None:
         ({"output_config": {"effort": "max"}}, "output_config.effort:"),
         ({"logprobs": 1}, "logprobs:"),
         ({"thinking": {"type": "always"}}, "thinking.type:"),
+        ({"thinking": {"type": "between_tools"}}, "thinking.type:"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "no option reasoning_effort"),
+        ({"output_config": {"effort": "low"}}, "no option reasoning_effort"),
     ],
 )
 def test_what_cant_be_honoured_is_refused(live: LiveServer, fields: dict[str, Any], about: str) -> None:

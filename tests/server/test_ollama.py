@@ -148,7 +148,6 @@ def test_what_reaches_the_engine(told: LiveServer) -> None:
         ({"options": {"num_keep": 4, "mirostat": 0, "typical_p": 1.0, "numa": False}}, "max_tokens=None"),
         ({"images": None, "suffix": "", "template": "", "context": []}, "max_tokens=None"),
         ({"format": ""}, "grammar=None"),
-        ({"think": False}, "grammar=None"),
     ],
 )
 def test_what_means_something_or_nothing(told: LiveServer, fields: dict[str, Any], seen: str) -> None:
@@ -178,6 +177,8 @@ def test_what_means_something_or_nothing(told: LiveServer, fields: dict[str, Any
         ({"format": {"type": "object"}, "options": {"json_schema": {}}}, "options.json_schema:"),
         ({"format": "json"}, "can't be held to a JSON schema"),
         ({"top_logprobs": 2}, "top_logprobs: it needs logprobs"),
+        ({"think": True}, "no option reasoning_effort"),
+        ({"think": "much"}, "think"),
         ({"keep_alive": "soon"}, "keep_alive:"),
         ({"keep_alive": True}, "keep_alive:"),
         ({"stream": "yes"}, "stream:"),
