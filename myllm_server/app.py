@@ -26,7 +26,6 @@ from myllm_server.anthropic.errors import error_shape as anthropic_error_shape
 from myllm_server.audit import Audit
 from myllm_server.body import BodyReader
 from myllm_server.document import complete_document
-from myllm_server.document import complete_document
 from myllm_server.errors import HANDLED, answer_error, json_bytes
 from myllm_server.gate import Gate, GateKeeper
 from myllm_server.guard import Guard, check_origins
@@ -104,7 +103,6 @@ def create_app(
     app.include_router(openai.router, responses=openai_examples.ERRORS)
     app.include_router(responses.router, responses=openai_examples.ERRORS)
     app.include_router(ollama.router, responses=ollama_examples.ERRORS)
-    complete_document(app)
     complete_document(app)
     routes = metrics.Routes(_include_plugins(app, plugins) | _PAGES)
     for kind in HANDLED:
