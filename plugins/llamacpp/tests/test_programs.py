@@ -136,7 +136,8 @@ def assert_all_free(engine: LlamaCppEngine) -> None:
 @pytest.mark.parametrize("special", KINDS)
 def test_each_reply_is_the_one_that_its_request_gets_alone(engines, special: str) -> None:
     kind, programs, options, happens = KINDS[special]
-    engine, alone = engines(kind, **options), engines(kind, **options | {"n_parallel": 1, "speculation": "off"})
+    engine = engines(kind, **options)
+    alone = engines(kind, **options | {"n_ctx": SIZE, "n_parallel": 1, "speculation": "off"})
     for number in range(programs):
         asked = Program(Random(f"{special} {number}")).fill()
         play(engine, asked)
