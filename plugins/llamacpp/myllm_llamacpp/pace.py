@@ -26,6 +26,11 @@ class Pace:
         """Seconds that reading a prompt token takes, when that is known."""
         return self._token
 
+    @property
+    def step(self) -> float | None:
+        """Seconds that a step without prompt tokens takes, when that is known."""
+        return self._step
+
     def chunk(self, streams: int) -> int:
         """Prompt tokens for the next step beside ``streams`` sequences that each write one."""
         if self._token is None:

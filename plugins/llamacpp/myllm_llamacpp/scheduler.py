@@ -17,6 +17,10 @@ from myllm_llamacpp.pace import Pace
 from myllm_llamacpp.slots import History, Slot, Slots
 from myllm_llamacpp.speculate import NO_GUESS, Lookup, Rates
 
+_COPIED = 4e9
+"""Bytes that are copied out of the cache in a second, at least."""
+_SHORT_STEP = 0.005
+"""Seconds of a step that was never measured."""
 _RESERVE = 64
 """Tokens that each sequence is expected to write before another one may be admitted beside it."""
 
@@ -167,6 +171,8 @@ class Scheduler:
         self._retire()
         plan = self._run_batch(self._plan())
         written = [out for part, row in plan for out in self._write(part, row)]
+        if plan:
+            self.slots.tidy(int(_COPIED * (self.pace.step or _SHORT_STEP)))
         if plan and self.stats.prompt_tokens == read:
             guessed, right = sum(len(part.guess) for part, _ in plan), len(written) - len(plan)
             self.rates.measured(len(plan), guessed, right, self.stats.decode_seconds - decoded)

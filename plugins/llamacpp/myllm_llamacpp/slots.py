@@ -65,6 +65,7 @@ class Slot:
     exact: int = _ALL
     busy: bool = False
     used: float = 0.0
+    stays: bool = False
 
     @property
     def tokens(self) -> Ints:
@@ -88,6 +89,7 @@ class Slots:
         self._context = context
         self._disk = disk
         self._can_cut = can_cut
+        self._shared = shared
         self._can_copy = shared and self.every_prefix
         self._window = window
         self._slots = [Slot(number) for number in range(context.sequences)]
@@ -222,7 +224,7 @@ class Slots:
     def release(self, slot: Slot) -> None:
         """A request is done with the slot; what it holds stays, for a prompt that begins the same."""
         self._cut(slot, min(slot.cached, slot.exact))
-        slot.busy = False
+        slot.busy = slot.stays = False
         slot.used = time.time()
 
     def forget(self, slot: Slot) -> None:
@@ -243,6 +245,23 @@ class Slots:
             return False
         self.give_up(resident[-1])
         return True
+
+    def tidy(self, most: int) -> None:
+        """Move what one resident slot holds into a copy of at most so many bytes, where there is memory for it.
+
+        In a cache that all share, running sequences look through the cells of those that only stay there.
+        """
+        if not self._shared:
+            return
+        for slot in reversed(self.resident()):
+            if slot.cached < _WORTH_KEEPING or slot.stays:
+                continue
+            size = self.size(slot)
+            if self._held(slot) or (size <= most and self.states.takes(size)):
+                self.give_up(slot)
+            else:
+                slot.stays = True
+            return
 
     def _keep(self, slot: Slot) -> None:
         if slot.cached < _WORTH_KEEPING or self._held(slot):

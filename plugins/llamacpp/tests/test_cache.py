@@ -126,7 +126,7 @@ def test_a_seeded_sequence_that_was_set_back_writes_what_it_would_alone(tiny_dri
 
 
 def test_resident_prefixes_give_way_before_anyone_is_set_back(tiny_driver):
-    driver = tiny_driver(n_parallel=4)
+    driver = tiny_driver(n_parallel=4, cache_ram=0)
     for number in range(1, 5):
         driver.run(words(number, 110), tokens=2)
     driver.run(words(9, 300), tokens=50)

@@ -46,6 +46,19 @@ def test_without_memory_for_copies_nothing_comes_back(load, tiny):
     assert states_of(driver).size == 0
 
 
+@pytest.mark.parametrize(("memory", "left"), [(64, 0), (0, 3)])
+def test_those_that_run_need_not_look_through_those_that_stay(load, tiny, same, memory, left):
+    driver = load(tiny["llama"], n_ctx=2048, n_parallel=8, cache_ram=memory)
+    replies = [driver.run(words(number, 200), tokens=10)[0] for number in (1, 2, 3)]
+    driver.run([*words(4, 30)], tokens=10)
+    assert len(driver.engine._scheduler.slots.resident()) == left + 1
+    assert is_consistent(driver.engine)
+    goes_on = words(1, 200) + replies[0].tokens + [20, 21]
+    [second] = driver.run(goes_on, tokens=10)
+    assert second.cached == 209
+    same(second, load(tiny["llama"], n_ctx=2048, n_parallel=1).run(goes_on, tokens=10)[0])
+
+
 def test_copies_stay_within_the_limit_and_the_oldest_go_first(load, tiny):
     driver = load(tiny["llama"], n_ctx=512, n_parallel=2, cache_ram=1)
     for number in range(12):
