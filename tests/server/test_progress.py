@@ -16,6 +16,7 @@ import pytest
 from support.patient import install_patient
 from support.server import LiveServer, StartServer, eventually, install_echo, read_all, read_until
 
+SHORT = "one two three four five six"
 LONG = " ".join(f"w{i}" for i in range(400))
 
 
@@ -147,8 +148,12 @@ def test_a_flood_of_health_checks_is_one_check(start: StartServer, monkeypatch: 
 
 
 def test_health_while_the_server_stops(start: StartServer) -> None:
-    with start() as server, server.send_chat("one two three four five six", model="slow") as connection:
-        read_until(connection, b'"token"')
+    with start(shutdown_grace=30) as server, server.connect() as late, server.send_chat(SHORT, model="slow") as stream:
+        read_until(stream, b'"token"')
+        late.sendall(b"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{")
+        eventually(lambda: len(server.gate.running) == 2)
         server.stop()
         assert server.get("/health").status == 503
-        assert b'"finish_reason":"stop"' in read_all(connection)
+        late.sendall(b"}")  # until now the server had to stay
+        assert b"HTTP/1.1 415" in read_all(late)
+        assert b'"finish_reason":"stop"' in read_all(stream)
