@@ -99,13 +99,15 @@ class Engine(ABC):
     ``name`` and ``formats`` are readable without importing the backend: import it inside methods.
     ``sampling`` names the options of ``Sampling`` that the engine honours; a request that sets
     another one is refused, so nothing is dropped silently. ``max_concurrency`` is how many ``chat``
-    calls may run at the same time, each on a thread of its own.
+    calls may run at the same time, each on a thread of its own. One that ``needs_process`` is run in a
+    worker process also where the setting ``isolation`` says thread.
     """
 
     name: ClassVar[str]
     formats: ClassVar[frozenset[str]]
     load_options: ClassVar[tuple[LoadOption, ...]] = ()
     sampling: ClassVar[frozenset[str]] = frozenset()
+    needs_process: ClassVar[bool] = False
     max_concurrency: int = 1
 
     @classmethod

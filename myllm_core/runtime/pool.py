@@ -37,8 +37,8 @@ _CRASHES, _CRASH_WINDOW, _COOLDOWN = 3, 60.0, 30.0
 Start = Callable[[LoadOrder, OnProgress], Awaitable[Handle]]
 
 
-def _starter(settings: Settings) -> Start:
-    if settings.isolation == "process":
+def _starter(settings: Settings, order: LoadOrder) -> Start:
+    if settings.isolation == "process" or order.engine.needs_process:
         return WorkerProcess.start
     from myllm_core.runtime.thread import WorkerThread  # with all that runs engines, which a worker process has else
 
@@ -156,7 +156,7 @@ class Pool:
         return slot.task
 
     async def _load(self, slot: Slot) -> Handle:
-        start = _starter(self._settings)
+        start = _starter(self._settings, slot.order)
 
         def on_progress(progress: Progress) -> None:
             slot.progress = progress

@@ -1,0 +1,21 @@
+"""Model files of 2023 in myllm, by ctransformers. Import-light: the library comes in when a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from myllm_core import hookimpl
+
+if TYPE_CHECKING:
+    from myllm_core import Engine
+
+MYLLM_API = 1
+
+
+@hookimpl
+def myllm_engines() -> Iterable[type[Engine]]:
+    """The engine ``ctransformers``."""
+    from myllm_ctransformers.engine import CTransformersEngine
+
+    return [CTransformersEngine]

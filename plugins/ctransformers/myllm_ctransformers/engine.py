@@ -1,0 +1,150 @@
+"""The engine ``ctransformers``: GGML and early GGUF files. Nothing heavy is imported before ``load``."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from myllm_core import LoadOption, MemoryEstimate, Model, ModelFacts, Sequence, Support, TokenEngine, TokenOut
+from myllm_core.engine import LoadProgress
+from myllm_core.errors import EngineMissing, InvalidOption, MyllmError
+from myllm_core.types import Sampling
+from myllm_ctransformers.header import Header, read_header
+
+if TYPE_CHECKING:
+    from myllm_core.decoding import Decoding
+    from myllm_ctransformers.native import NativeModel
+
+_INSTALL = 'pip install "myllm[ctransformers]"'
+_BUFFERS = 800 * 2**20
+"""What the library allocates for computing, whatever the model; most of it is never touched."""
+_CHUNK = 64
+_ENDS = ("</s>", "<|endoftext|>", "<|im_end|>", "<|end|>", "<|end_of_text|>", "<|eot_id|>", "### End")
+
+
+class CTransformersEngine(TokenEngine):
+    """A model file of 2023 on ctransformers: one sequence at a time, on the processor."""
+
+    name = "ctransformers"
+    formats = frozenset({"ggml", "gguf"})
+    sampling: ClassVar[frozenset[str]] = frozenset(field.name for field in fields(Sampling))
+    needs_process: ClassVar[bool] = True
+    max_sequences = 1
+    load_options = (
+        LoadOption("n_ctx", 0, "tokens that a sequence may have; 0: as the file says, at most 4096"),
+        LoadOption("n_threads", 0, "processor threads; 0: one for each core, at most 8"),
+        LoadOption("use_mmap", True, "map the file into memory instead of reading it (GGUF and LLaMA only)"),
+        LoadOption("model_type", "", "kind of the file, where its name doesn't tell: starcoder, dolly-v2"),
+    )
+
+    def __init__(self, model: NativeModel, decoding: Decoding, facts: ModelFacts) -> None:
+        """Put the loaded parts together; ``load`` makes them."""
+        self._model = model
+        self._decoding = decoding
+        self._facts = facts
+
+    @classmethod
+    def probe(cls, model: Model) -> Support:
+        """A last resort, since nobody maintains the library: its score is below every other engine's."""
+        try:
+            header = _header(model)
+        except MyllmError as error:
+            return Support(0, error.message)
+        score, reason = (1, "for early GGUF files; unmaintained") if header.kind == "gguf" else (10, header.kind)
+        reason = f"ctransformers of 2023 ({reason})"
+        if importlib.util.find_spec("ctransformers") is None:
+            return Support(score, reason, missing="ctransformers", install=_INSTALL)
+        return Support(score, reason)
+
+    @classmethod
+    def estimate(cls, model: Model, options: Mapping[str, Any]) -> MemoryEstimate:
+        """Weights, keys and values of the context, and the library's buffers."""
+        header = _header(model)
+        cache = 2 * 4 * header.n_layer * header.n_embd * _context(header, options)
+        return MemoryEstimate(model.manifest.size + cache + _BUFFERS // 2)
+
+    @classmethod
+    def load(cls, model: Model, options: Mapping[str, Any], progress: LoadProgress) -> Self:
+        """Check the file, then load it.
+
+        Raises ``IntegrityError`` for a file that isn't whole, ``InvalidOption``, ``EngineMissing`` and ``EngineError``.
+        """
+        header = _header(model, options["model_type"])
+        n_ctx = _context(header, options)
+        threads = options["n_threads"] or min(
+            8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
+        )
+        if not 0 < threads <= 512:
+            raise InvalidOption(f"load option n_threads must be 0 to 512, not {threads}")
+        try:
+            from myllm_core.decoding import Decoding
+            from myllm_ctransformers.native import NativeModel
+
+            native = NativeModel(model.paths[0], header, n_ctx, threads, options["use_mmap"])
+        except (ImportError, OSError) as error:
+            raise EngineMissing(f"ctransformers can't be used here: {error}; try: {_INSTALL}") from error
+        progress(1.0)
+        facts = _facts(native, header)
+        return cls(native, Decoding(native, facts.context_size, 1, _CHUNK), facts)
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What is true of the loaded model."""
+        return self._facts
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        """Token ids of a piece of a prompt."""
+        return self._model.tokenize(text, special)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for; empty for control tokens."""
+        return self._model.piece(token)
+
+    def add(self, sequence: Sequence) -> None:
+        """Take a sequence on."""
+        self._decoding.add(sequence)
+
+    def cancel(self, sequence_id: int) -> None:
+        """Drop a sequence."""
+        self._decoding.cancel(sequence_id)
+
+    def step(self) -> list[TokenOut]:
+        """One token more, or a piece of the prompt."""
+        return self._decoding.step()
+
+    def close(self) -> None:
+        """Give all memory back; may be called twice."""
+        self._decoding.close()
+        self._model.free()
+
+
+def _header(model: Model, kind: str = "") -> Header:
+    return read_header(model.paths[0], model.name, kind)
+
+
+def _context(header: Header, options: Mapping[str, Any]) -> int:
+    wanted = options["n_ctx"]
+    if wanted < 0:
+        raise InvalidOption(f"load option n_ctx must be 0 or more, not {wanted}")
+    # a larger one has no positions in the file of a GPT-2, and would read beyond its table
+    return min(wanted or 4096, header.n_ctx)
+
+
+def _facts(native: NativeModel, header: Header) -> ModelFacts:
+    ends = {number for text, number in header.control.items() if text in _ENDS} | {native.eos}
+    texts = {number: text for text, number in header.control.items()}
+    return ModelFacts(
+        context_size=native.context_size,
+        trained_context=header.n_ctx,
+        vocab_size=native.vocab_size,
+        chat_template=header.chat_template,
+        bos_token=native.bos if header.adds_bos else None,
+        bos_text=texts.get(native.bos, ""),
+        eos_text=texts.get(native.eos, ""),
+        eos_tokens=frozenset(ends),
+        special_tokens=tuple(header.control),
+        capabilities=frozenset({"chat", "complete", "grammar", "logprobs"}),
+    )
