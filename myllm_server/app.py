@@ -38,6 +38,7 @@ from myllm_server.ollama import routes as ollama
 from myllm_server.ollama.errors import PREFIX as OLLAMA_PREFIX
 from myllm_server.ollama.errors import error_shape as ollama_error_shape
 from myllm_server.openai import examples as openai_examples
+from myllm_server.openai import rerank
 from myllm_server.openai import routes as openai
 from myllm_server.openai.errors import error_shape
 from myllm_server.openai.responses import routes as responses
@@ -102,6 +103,7 @@ def create_app(
         app.include_router(router, responses=anthropic_examples.ERRORS)
     app.include_router(openai.router, responses=openai_examples.ERRORS)
     app.include_router(responses.router, responses=openai_examples.ERRORS)
+    app.include_router(rerank.router, responses=openai_examples.ERRORS)
     app.include_router(ollama.router, responses=ollama_examples.ERRORS)
     complete_document(app)
     routes = metrics.Routes(_include_plugins(app, plugins) | _PAGES)

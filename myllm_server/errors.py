@@ -82,7 +82,8 @@ def refusal(error: RequestValidationError, known: Sequence[str] | None = None) -
     first = problems[0]
     if first["type"] == "json_invalid":
         return HttpError(400, "invalid_json", "the body is no JSON")
-    path = [part for part in first["loc"] if part not in ("body", "query", "path", "header") and not _is_branch(part)]
+    place = first["loc"][1:] if first["loc"][:1] in (("body",), ("query",), ("path",), ("header",)) else first["loc"]
+    path = [part for part in place if not _is_branch(part)]
     where = ".".join(str(part) for part in path)[:_MAX_NAME] or "the body"
     if known is not None:
         message = f"unknown field {where}; known: {', '.join(known) or 'none'}"

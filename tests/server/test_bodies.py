@@ -92,9 +92,17 @@ def test_options_out_of_range_of_the_wrong_type_or_unknown(
 @pytest.mark.parametrize(
     ("path", "body", "known"),
     [
-        ("/api/chat", CHAT | {"chat_template": "{{1}}"}, "model, messages, session_id, stream, options, keep_alive"),
-        ("/api/chat", CHAT | {"temperature": 1}, "model, messages, session_id, stream, options, keep_alive"),
-        ("/api/chat", CHAT | {"messages": [HELLO[0] | {"name": "x"}]}, "role, content"),
+        (
+            "/api/chat",
+            CHAT | {"chat_template": "{{1}}"},
+            "model, messages, session_id, stream, options, keep_alive, tools, tool_choice, parallel_tool_calls",
+        ),
+        (
+            "/api/chat",
+            CHAT | {"temperature": 1},
+            "model, messages, session_id, stream, options, keep_alive, tools, tool_choice, parallel_tool_calls",
+        ),
+        ("/api/chat", CHAT | {"messages": [HELLO[0] | {"name": "x"}]}, "role, content, tool_calls, tool_call_id"),
         ("/api/generate", {"model": "echo", "prompt": "x", "raw": True}, "model, prompt, stream, options, keep_alive"),
         ("/api/embeddings", {"model": "echo", "input": "x", "dimensions": 1}, "model, input, keep_alive"),
         ("/api/models/echo/load", {"n_ctx": 1}, "keep_alive"),

@@ -135,6 +135,38 @@ def test_embeddings_that_cannot_be(live: LiveServer, fields: dict[str, Any], par
     assert (answer.status, answer.json["error"]["param"]) == (400, param), answer.body
 
 
+def rerank(live: LiveServer, **fields: Any) -> Answer:
+    return live.post("/v1/rerank", {"model": "echo", "query": "abc", "documents": ["a", "abcd", "abc"]} | fields)
+
+
+def test_documents_in_the_order_of_their_likeness(live: LiveServer) -> None:
+    body = rerank(live).json  # the echo engine's vectors are (length, 1)
+    assert [result["index"] for result in body["results"]] == [2, 1, 0]
+    assert body["results"][0]["relevance_score"] == pytest.approx(1) and body["usage"]["total_tokens"] == 4
+    assert body["results"][1].keys() == {"index", "relevance_score"}
+    mixed = [{"text": "abcd"}, "abc"]
+    best = rerank(live, documents=mixed, query={"text": "abc"}, top_n=1, return_documents=True).json["results"]
+    assert best == [{"index": 1, "relevance_score": pytest.approx(1), "document": {"text": "abc"}}]
+    assert rerank(live, foo=1, top_n=99).headers["x-myllm-ignored"] == "foo"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"query": ""}, "query"),
+        ({"query": 5}, "query"),
+        ({"documents": []}, "documents"),
+        ({"documents": ["a", {"title": "x"}]}, "documents[1]"),
+        ({"top_n": 0}, "top_n"),
+        ({"rank_fields": ["title"]}, "rank_fields"),
+        ({"max_chunks_per_doc": 3}, "max_chunks_per_doc"),
+    ],
+)
+def test_reranking_that_cannot_be(live: LiveServer, fields: dict[str, Any], param: str) -> None:
+    answer = rerank(live, **fields)
+    assert (answer.status, answer.json["error"]["param"]) == (400, param), answer.body
+
+
 def test_models(start: StartServer, tmp_path: Any) -> None:
     models = tmp_path / "models"
     install_echo(models)
