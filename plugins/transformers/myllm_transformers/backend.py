@@ -19,7 +19,11 @@ from myllm_transformers.cache import Masks, RowCache, Window
 from myllm_transformers.model import LoadedModel, library_errors
 
 _TOLERANCE = {torch.float32: 0.02, torch.float16: 0.1, torch.bfloat16: 0.15}
-"""How much logits may differ from those of a plain pass over the whole text, relative to their size."""
+_QUANTIZED_TOLERANCE = 0.2
+"""How much logits may differ from those of a plain pass over the whole text, relative to their size.
+
+A wrong mask or position makes them differ by about as much as they are; some quantizations round by what else is read.
+"""
 _TRIED = 6
 """Tokens of the longer of two texts that a way to run the model is tried with."""
 
@@ -170,7 +174,7 @@ def choose_backend(model: LoadedModel, rows: int, places: int) -> tuple[Together
         except MyllmError as error:
             reasons.append(str(error))
             continue
-        if difference < _TOLERANCE[model.dtype]:
+        if difference < (_QUANTIZED_TOLERANCE if model.quantized else _TOLERANCE[model.dtype]):
             backend.vocab_size = expected[0].size
             return backend, pieces
         reasons.append(f"its logits differ by {difference:.2g}")

@@ -37,6 +37,7 @@ class LoadedModel:
     module: Any
     device: torch.device
     dtype: torch.dtype
+    quantized: bool = False
 
     @property
     def bytes(self) -> int:
@@ -82,7 +83,7 @@ def load_model(weights: list[Path], files: HubFiles, shape: Shape, settings: Loa
         if options["quantization_config"] is None and not shape.quantized:
             module = module.to(device)
     module.eval()
-    return LoadedModel(module, module.device, dtype)
+    return LoadedModel(module, module.device, dtype, bool(shape.quantized) or settings.quantization != "none")
 
 
 def choose_device(settings: LoadSettings) -> torch.device:
