@@ -146,15 +146,11 @@ def fork(
     new_id: Annotated[str | None, typer.Option("--id", metavar="ID", help="The copy's id.")] = None,
 ) -> None:
     """Copy a session, to go on from there another way."""
+    from myllm_core.sessions.fork import fork_session
+
     target = _checked(new_id or new_session_id())
     with session_store(ctx.obj) as store:
-        document = store.export(_checked(session_id))
-        length = len(store.path(session_id))
-        if at is not None and at > length:
-            raise InvalidRequest(f"session {session_id} has {length} messages; --at must be 1 to {length}")
-        store.import_(document, target)
-        if at is not None:
-            store.set_tip(target, store.path(target)[at - 1].id)
+        fork_session(store, _checked(session_id), target, at)
     print(target)
 
 

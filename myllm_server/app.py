@@ -17,7 +17,7 @@ from myllm_core.errors import PluginError
 from myllm_core.plugins import Plugins
 from myllm_core.runtime.runtime import Runtime
 from myllm_core.settings import Settings
-from myllm_server import examples, health, metrics, models, native, sessions
+from myllm_server import examples, health, metrics, models, native, sessions, tokens
 from myllm_server.anthropic import examples as anthropic_examples
 from myllm_server.anthropic import routes as anthropic
 from myllm_server.anthropic.errors import PREFIX as ANTHROPIC_PREFIX
@@ -97,7 +97,7 @@ def create_app(
         ANTHROPIC_PREFIX: anthropic_error_shape,
         OLLAMA_PREFIX: ollama_error_shape,
     }
-    for router in (native.router, models.router, sessions.router, health.router, metrics.router):
+    for router in (native.router, tokens.router, models.router, sessions.router, health.router, metrics.router):
         app.include_router(router, responses=examples.ERRORS)
     for router in (anthropic.shared, anthropic.router):  # before OpenAI's, which has some of their paths too
         app.include_router(router, responses=anthropic_examples.ERRORS)

@@ -190,6 +190,26 @@ SESSION = answer(
         ],
     },
 )  # fmt: skip
+SESSION_ENTRY = answer("The session", _SESSION_ENTRY)
+SESSION_DOCUMENT = answer(
+    "The whole session",
+    {
+        "format": "myllm-session",
+        "version": 1,
+        "id": _SESSION,
+        "title": "Why is the sky blue?",
+        "model": "smollm2:135m",
+        "tip": None,
+        "created_at": "2026-01-01T12:00:00Z",
+        "updated_at": "2026-01-01T12:00:05Z",
+        "messages": [{"parent": None, "role": "user", "content": "Why is the sky blue?", "key": "1"}],
+    },
+)
+CHANGE_BODIES = bodies(title=("Another title", {"title": "The sky"}))
+FORK_BODIES = bodies(
+    end=("Go on from its end", {}),
+    middle=("Go on after the first message", {"at": 1}),
+)
 SESSION_DELETED = answer("The session is gone", {"id": _SESSION, "status": "deleted"})
 HEALTH: Responses = {
     200: {"description": "Well", "content": {"application/json": {"example": {"status": "ok"}}}},

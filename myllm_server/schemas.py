@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from myllm_core.options import Options
 from myllm_core.settings import parse_duration
@@ -150,6 +150,34 @@ class LoadBody(Body):
 
 class NoFields(Body):
     """A body that says nothing: ``{}``."""
+
+
+class SessionChange(Body):
+    """What of a session is to be another."""
+
+    title: str | None = Field(None, min_length=1, max_length=200)
+    model: ModelName | None = None
+
+    @model_validator(mode="after")
+    def _is_a_change(self) -> Self:
+        if self.title is None and self.model is None:
+            raise ValueError("there is nothing to change; send a title or a model")
+        return self
+
+
+class ForkBody(Body):
+    """Where to copy a session to."""
+
+    session_id: SessionId | None = None
+    at: int | None = Field(None, ge=1, description="go on after this message of the path, counted from 1")
+
+
+class ImportQuery(BaseModel):
+    """Under which id."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    session_id: SessionId | None = None
 
 
 class PageQuery(BaseModel):

@@ -1,17 +1,19 @@
-"""The stored conversations: listing, reading, deleting. Chat makes and continues them."""
+"""The stored conversations: listing, reading, renaming, copying, moving, deleting. Chat makes and continues them."""
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Body, Path, Query, Request
 from starlette.responses import Response
 
 from myllm_core.session_store import Session, SessionStore, StoredMessage
+from myllm_core.sessions.fork import fork_session
 from myllm_server import examples
 from myllm_server.errors import json_response
-from myllm_server.schemas import PageQuery
+from myllm_server.schemas import ForkBody, ImportQuery, PageQuery, SessionChange
 from myllm_server.state import runtime_of
 from myllm_server.strict import StrictRoute
 
@@ -42,6 +44,48 @@ async def show_session(request: Request, session_id: Id) -> Response:
         return {**_entry(store.get(session_id)), "messages": messages}
 
     return json_response(await runtime_of(request).sessions(read))
+
+
+@router.patch("/sessions/{session_id}", responses=examples.SESSION_ENTRY)
+async def change_session(
+    request: Request, session_id: Id, body: Annotated[SessionChange, Body(openapi_examples=examples.CHANGE_BODIES)]
+) -> Response:
+    """Give a session another title, or another model to go on with."""
+
+    def change(store: SessionStore) -> Session:
+        return store.update(session_id, title=body.title, model=body.model)
+
+    return json_response(_entry(await runtime_of(request).sessions(change)))
+
+
+@router.post("/sessions/{session_id}/fork", responses=examples.SESSION_ENTRY)
+async def copy_session(
+    request: Request,
+    session_id: Id,
+    body: Annotated[ForkBody | None, Body(openapi_examples=examples.FORK_BODIES)] = None,
+) -> Response:
+    """Copy a session, to go on from there another way: after message `at` of its path, or at its end."""
+    asked = body or ForkBody()
+    target = asked.session_id or uuid.uuid4().hex
+    forked = await runtime_of(request).sessions(lambda store: fork_session(store, session_id, target, asked.at))
+    return json_response(_entry(forked))
+
+
+@router.get("/sessions/{session_id}/export", responses=examples.SESSION_DOCUMENT)
+async def export_session(request: Request, session_id: Id) -> Response:
+    """Write a session with all its branches as one document, which `import` reads, here or elsewhere."""
+    return json_response(await runtime_of(request).sessions(lambda store: store.export(session_id)))
+
+
+@router.post("/sessions/import", responses=examples.SESSION_ENTRY)
+async def import_session(
+    request: Request,
+    query: Annotated[ImportQuery, Query()],
+    document: Annotated[dict[str, Any], Body(description="what `export` wrote")],
+) -> Response:
+    """Read a session that `export` wrote, under its own id or another."""
+    imported = await runtime_of(request).sessions(lambda store: store.import_(document, query.session_id))
+    return json_response(_entry(imported))
 
 
 @router.delete("/sessions/{session_id}", responses=examples.SESSION_DELETED)
