@@ -24,6 +24,7 @@ _CHAT = [
         (_READ, r"(/ollama)?/api/(tags|version)|/ollama/?"),
     )
 ]
+_SESSIONS = "/api/sessions/"
 _SPENDING_GET = "/api/chat"  # for EventSource
 
 
@@ -39,4 +40,4 @@ def is_read(method: str) -> bool:
 
 def spends(method: str, path: str) -> bool:
     """Whether a request may cost tokens."""
-    return method == "POST" or (method == "GET" and path == _SPENDING_GET)
+    return (method == "POST" and not path.startswith(_SESSIONS)) or (method == "GET" and path == _SPENDING_GET)

@@ -236,6 +236,22 @@ def test_a_key_sees_the_sessions_that_it_made(doors: Doors) -> None:
     assert len(doors("bob", "GET", "/api/sessions/ada").json["messages"]) == 4, "its own session goes on"
 
 
+def test_a_stored_response_is_its_keys_own(doors: Doors) -> None:
+    doors.make("bob")
+    doors.make("eve")
+    made = doors("bob", "POST", "/v1/responses", {"model": "echo", "input": "the heron is mine"})
+    assert made.status == 200
+    path = f"/v1/responses/{made.json['id']}"
+    assert doors("bob", "GET", path).json["id"] == made.json["id"]
+    assert doors("eve", "GET", path).status == doors("eve", "DELETE", path).status == 404
+    body = {"model": "echo", "input": "what did I say?", "previous_response_id": made.json["id"]}
+    assert doors("eve", "POST", "/v1/responses", body).status == 404
+    second = doors("bob", "POST", "/v1/responses", body)
+    assert second.status == 200
+    assert doors("bob", "DELETE", f"/v1/responses/{second.json['id']}").status == 200
+    assert doors("bob", "DELETE", path).status == 200 and doors("bob", "GET", path).status == 404
+
+
 def test_many_sessions_of_others_dont_hide_ones_own(doors: Doors) -> None:
     doors.make("bob")
     doors.make("ops", "manage")

@@ -198,9 +198,9 @@ def live_server(home: Path, *, tracer: Any = None, **settings: Any) -> Iterator[
     thread = threading.Thread(target=live.run, name="server")
     thread.start()
     try:
-        assert live._ready.wait(20), "the server didn't start"
+        assert live._ready.wait(90), "the server didn't start"
         yield live
     finally:
         live.stop()
-        thread.join(20)
+        thread.join(90)
         assert not thread.is_alive(), "the server didn't stop"
