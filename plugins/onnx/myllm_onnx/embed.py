@@ -1,0 +1,127 @@
+"""Embeddings from a text encoder's graph, pooled as the files beside it say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from myllm_core import Embeddings
+from myllm_core.errors import ContextLengthError, EngineError, InvalidRequest
+from myllm_core.models.pooling import Recipe, read_recipe
+from myllm_core.models.tokenizer_file import TokenizerFile
+from myllm_core.sampler import Floats
+from myllm_onnx.layout import ENCODER_OUTPUTS, Layout, library_error
+
+Ints = npt.NDArray[np.int64]
+
+_ROWS = 32
+_BATCH_TOKENS = 8192
+
+
+class Embedder:
+    """Makes one vector of each text: several texts at once, the shorter ones filled up."""
+
+    def __init__(self, session: Any, layout: Layout, tokenizer: TokenizerFile) -> None:
+        """Take an ``InferenceSession``. Raises ``UnsupportedError`` for a pooling that isn't known."""
+        self._session = session
+        self._tokenizer = tokenizer
+        self._recipe = read_recipe(layout.files)
+        self._inputs = [entry.name for entry in session.get_inputs()]
+        outputs = {entry.name for entry in session.get_outputs()}
+        self._output = next(name for name in ENCODER_OUTPUTS if name in outputs)
+        limits = [layout.files.trained_context, self._recipe.limit]
+        self.limit = min([limit for limit in limits if limit], default=512)
+
+    def embed(self, inputs: Sequence[str]) -> Embeddings:
+        """One vector per input. Raises ``ContextLengthError``, ``InvalidRequest``, ``EngineError``."""
+        tokens = [self._tokens(number, text) for number, text in enumerate(inputs)]
+        vectors: list[list[float]] = []
+        for group in _groups(tokens):
+            vectors += self._finished(self._run(group)).tolist()
+        return Embeddings(vectors, sum(map(len, tokens)))
+
+    def _tokens(self, number: int, text: str) -> list[int]:
+        text = text.lower() if self._recipe.lower else text
+        tokens = self._tokenizer.tokenize_whole(self._recipe.prompt + text)
+        if not tokens:
+            raise InvalidRequest("an input is empty; send some text", input=number)
+        if len(tokens) > self.limit:
+            raise ContextLengthError(
+                f"an input has {len(tokens)} tokens, the model takes {self.limit}; send it in parts",
+                input=number,
+                prompt_tokens=len(tokens),
+                context_size=self.limit,
+            )
+        return tokens
+
+    def _run(self, group: list[list[int]]) -> Floats:
+        longest = max(map(len, group))
+        ids, mask = np.zeros((2, len(group), longest), np.int64)
+        for row, tokens in enumerate(group):
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = 1
+        given = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "token_type_ids": np.zeros_like(ids),
+            "position_ids": np.broadcast_to(np.arange(longest, dtype=np.int64), ids.shape).copy(),
+        }
+        try:
+            [found] = self._session.run([self._output], {name: given[name] for name in self._inputs})
+        except Exception as error:  # noqa: BLE001 - the library has a class for each kind of failure, below Exception
+            raise library_error("ONNX Runtime failed", error) from None
+        states: Floats = found.astype(np.float32, copy=False)
+        return states if states.ndim == 2 else pool(states, mask, self._recipe)
+
+    def _finished(self, vectors: Floats) -> Floats:
+        if not np.isfinite(vectors).all():
+            raise EngineError("the model's output isn't a number; its file may be damaged: pull it again")
+        if not self._recipe.normalise:
+            return vectors
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        scaled: Floats = vectors / np.maximum(lengths, np.float32(1e-12))
+        return scaled
+
+    def free(self) -> None:
+        """Free the session."""
+        self._session = None
+
+
+def _groups(inputs: list[list[int]]) -> Iterator[list[list[int]]]:
+    """Neighbours that are computed together."""
+    group: list[list[int]] = []
+    longest = 0
+    for tokens in inputs:
+        longest = max(longest, len(tokens))
+        if group and (len(group) == _ROWS or longest * (len(group) + 1) > _BATCH_TOKENS):
+            yield group
+            group, longest = [], len(tokens)
+        group.append(tokens)
+    if group:
+        yield group
+
+
+def pool(states: Floats, mask: Ints, recipe: Recipe) -> Floats:
+    """One vector of each row's token vectors ``[rows, tokens, width]``; ``mask`` has ones where there is a token."""
+    inside = mask[:, :, None].astype(np.float32)
+    counts = inside.sum(axis=1)
+    found: list[Floats] = []
+    for mode in recipe.modes:
+        match mode:
+            case "cls":
+                found.append(states[:, 0])
+            case "lasttoken":
+                found.append(states[np.arange(len(states)), mask.sum(axis=1) - 1])
+            case "max":
+                found.append(np.where(inside > 0, states, -np.inf).max(axis=1))
+            case "weightedmean":
+                weights = inside * np.arange(1, states.shape[1] + 1, dtype=np.float32)[None, :, None]
+                found.append((states * weights).sum(axis=1) / weights.sum(axis=1))
+            case "mean_sqrt_len":
+                found.append((states * inside).sum(axis=1) / np.sqrt(counts))
+            case _:
+                found.append((states * inside).sum(axis=1) / counts)
+    return np.concatenate(found, axis=1)
