@@ -79,7 +79,8 @@ class LlamaCppEngine(TokenEngine):
         settings = parse_load_options(options)
         files, free = files_of(model, settings), hardware.free_memory()
         split = _split(files, settings, free, devices.ask_gpus() if settings.n_gpu_layers else [], now=False)
-        return memory.estimate(memory.shape_of(files.headers[0]), settings, files.size, free, split)
+        size = files.size + memory.draft_bytes(files, settings, free)
+        return memory.estimate(memory.shape_of(files.headers[0]), settings, size, free, split)
 
     @classmethod
     def load(cls, model: Model, options: Mapping[str, Any], progress: LoadProgress) -> Self:
@@ -110,9 +111,18 @@ class LlamaCppEngine(TokenEngine):
             if context is not None:
                 undo.callback(context.close)
             engine = cls(loaded, context, settings, model_key(model, settings, files.adapters))
+            if files.draft:
+                engine._draft_with(files.draft, settings, tokens)
             progress(1.0)
             undo.pop_all()
         return engine
+
+    def _draft_with(self, paths: list[Path], settings: LoadSettings, tokens: int) -> None:
+        from myllm_llamacpp.draft import load_drafter
+
+        if not self._running.guesses:
+            raise UnsupportedError("sequences of this model can't be cut short, so none are guessed; leave draft out")
+        self._running.drafter = load_drafter(paths, self._model, tokens, settings)
 
     @property
     def facts(self) -> ModelFacts:
@@ -206,6 +216,7 @@ def _room(files: Files, settings: LoadSettings, devices: list[Device]) -> tuple[
             )
         settings = settings.model_copy(update={"n_gpu_layers": split.layers})
     needed = sum(shape.total(settings, size, free)) + (0 if settings.use_mmap else size)
+    needed += memory.draft_bytes(files, settings, free)
     if split is not None and not split.unified:
         needed -= split.cache + (0 if settings.use_mmap else split.weights)
     if needed > free:
@@ -224,6 +235,7 @@ def _split(files: Files, settings: LoadSettings, free: int, devices: list[Device
     from myllm_llamacpp.offload import Demand, layers_of, split
 
     cache, buffers = memory.shape_of(files.headers[0]).total(settings, files.size, free)
+    buffers += memory.draft_bytes(files, settings, free) + sum(path.stat().st_size for path in files.draft)
     return split(Demand(layers_of(files.headers), cache, buffers), settings.n_gpu_layers, devices, now)
 
 

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from myllm_core import Model
-from myllm_core.errors import EngineError
+from myllm_core.errors import EngineError, InvalidOption, MyllmError
 from myllm_core.models.gguf import GGUF, read_gguf
+from myllm_core.models.store import ModelStore
 from myllm_llamacpp import lora
 from myllm_llamacpp.options import LoadSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """What is loaded: weights in one file or several, with their headers, and adapters."""
+    """What is loaded: weights in one file or several, with their headers, adapters, and a draft model likewise."""
 
     weights: list[Path]
     headers: list[GGUF]
     adapters: list[lora.Adapter] = field(default_factory=list)
+    draft: list[Path] = field(default_factory=list)
+    draft_headers: list[GGUF] = field(default_factory=list)
 
     @property
     def size(self) -> int:
         """Bytes of all of them."""
-        return sum(path.stat().st_size for path in (*self.weights, *(adapter.path for adapter in self.adapters)))
+        adapters = (adapter.path for adapter in self.adapters)
+        return sum(path.stat().st_size for path in (*self.weights, *adapters, *self.draft))
 
 
 def files_of(model: Model, settings: LoadSettings) -> Files:
@@ -31,19 +36,35 @@ def files_of(model: Model, settings: LoadSettings) -> Files:
 
     Raises ``EngineError``, ``IntegrityError`` for damaged ones, ``InvalidOption`` for a file that isn't there.
     """
-    headers = {path: read_gguf(path) for path in model.paths if path.suffix == ".gguf"}
-    weights = [path for path, header in headers.items() if _is_model(header)]
+    weights = _weights(model.name, model.paths)
+    adapters = lora.adapters(settings.lora, model)
+    for adapter in adapters:
+        lora.check(adapter, weights.values())
+    draft = _weights(settings.draft, _draft_paths(settings.draft, model)) if settings.draft else {}
+    return Files([*weights], [*weights.values()], adapters, [*draft], [*draft.values()])
+
+
+def _weights(name: str, paths: Iterable[Path]) -> dict[Path, GGUF]:
+    headers = {path: read_gguf(path) for path in paths if path.suffix == ".gguf"}
+    weights = {path: header for path, header in headers.items() if _is_model(header)}
     if not headers:
-        raise EngineError(f"{model.name} has no gguf file; pull it again")
+        raise EngineError(f"{name} has no gguf file; pull it again")
     if not weights:
         path, header = next(iter(headers.items()))
         kind = header.metadata.get("general.type") or header.architecture
         raise EngineError(f"{path.name} is of type {kind}, which can't be run by itself; pull a model")
-    adapters = lora.adapters(settings.lora, model)
-    found = Files(weights, [headers[path] for path in weights], adapters)
-    for adapter in adapters:
-        lora.check(adapter, found.headers)
-    return found
+    return weights
+
+
+def _draft_paths(text: str, model: Model) -> list[Path]:
+    """The file, or the files of an installed model of that name."""
+    path = Path(text).expanduser()
+    if path.is_file():
+        return [path]
+    try:
+        return [*ModelStore(model.folder.parent).get(text).paths]
+    except MyllmError as error:
+        raise InvalidOption(f"load option draft: {text} is no file and no installed model ({error})") from None
 
 
 def _is_model(header: GGUF) -> bool:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from myllm_core import MemoryEstimate
 from myllm_core.models.gguf import GGUF, LongArray
 from myllm_llamacpp.offload import Split
 from myllm_llamacpp.options import LoadSettings
+
+if TYPE_CHECKING:
+    from myllm_llamacpp.files import Files
 
 AUTO_LIMIT = 32_768
 """The longest context that is chosen without being asked for: a longer one is seldom used and always paid."""
@@ -87,6 +90,14 @@ def shape_of(gguf: GGUF) -> Shape:
         feed_forward=get("feed_forward_length"),
         vocabulary=get("vocab_size") or _length(gguf.metadata.get("tokenizer.ggml.tokens")),
     )
+
+
+def draft_bytes(files: Files, settings: LoadSettings, free: int) -> int:
+    """Bytes of a draft model's cache and buffers; 0 without one. Its cache has as many tokens as the other's."""
+    if not files.draft:
+        return 0
+    tokens = shape_of(files.headers[0]).context(settings, files.size, free)
+    return sum(shape_of(files.draft_headers[0]).total(settings.model_copy(update={"n_ctx": tokens}), 0, free))
 
 
 def estimate(shape: Shape, settings: LoadSettings, weights: int, free: int, split: Split | None) -> MemoryEstimate:

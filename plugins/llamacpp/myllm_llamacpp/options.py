@@ -59,9 +59,14 @@ class LoadSettings(BaseModel):
     swa_full: bool = Field(
         False, description="keep all of a sliding-window model's cache: more memory, more reuse of prefixes"
     )
-    speculation: Literal["auto", "lookup", "off"] = Field(
+    draft: str = Field(
+        "", description="a small model of the same vocabulary that guesses tokens: a GGUF file, or an installed model"
+    )
+    draft_max: int = Field(4, ge=1, le=_GUESSES - 1, description="most tokens that the draft model guesses at a time")
+    speculation: Literal["auto", "lookup", "draft", "off"] = Field(
         "auto",
-        description="auto: guess tokens from what was said before, where that proves quicker; lookup: always; off",
+        description="auto: guess tokens from what was said before or by draft, where that proves quicker; lookup or "
+        "draft: always, from that alone; off",
     )
     context_shift: bool = Field(
         False, description="go on when a context is full: forget half of it, oldest tokens first, and report how many"
@@ -113,6 +118,10 @@ class LoadSettings(BaseModel):
             raise ValueError(f"n_ctx {self.n_ctx} is too small; set 0 (automatic) or at least {least}")
         if self.context_shift and self.keys not in ("f16", "f32"):  # llama.cpp ends the process for some of the others
             raise ValueError(f"keys of type_k {self.type_k} can't be moved by context_shift; choose f16 or f32")
+        if self.speculation == "draft" and not self.draft:
+            raise ValueError("speculation draft needs a draft model; set draft")
+        if self.draft and self.speculation in ("lookup", "off"):
+            raise ValueError(f"the draft model isn't used with speculation {self.speculation}; set auto or draft")
         if self.n_batch < self.n_parallel:
             raise ValueError(f"n_batch {self.n_batch} must not be below n_parallel {self.n_parallel}")
         if self.flash_attn == "off" and self.type_v not in ("f32", "f16", "bf16"):

@@ -13,6 +13,7 @@ from myllm_core.engine import Sequence, TokenOut
 from myllm_core.errors import ContextLengthError, EngineError, InvalidRequest, MyllmError
 from myllm_core.sampler import Sampler, log_probabilities
 from myllm_llamacpp.context import Context, Ints, as_tokens
+from myllm_llamacpp.draft import Drafter, Wish
 from myllm_llamacpp.pace import Pace
 from myllm_llamacpp.slots import History, Slot, Slots
 from myllm_llamacpp.speculate import NO_GUESS, Lookup, Rates
@@ -113,11 +114,13 @@ class Scheduler:
     unified: bool
     guesses: int = 0
     keep: int | None = None
+    drafter: Drafter | None = None
     stats: Stats = field(default_factory=Stats)
     _runs: dict[int, Run] = field(default_factory=dict)
     _running: list[Run] = field(default_factory=list)
     _waiting: deque[Run] = field(default_factory=deque)
     _failed: list[TokenOut] = field(default_factory=list)
+    _drafted: bool = False
 
     def add(self, request: Sequence) -> None:
         """Take a sequence on; one that can't be run fails at the next step."""
@@ -129,7 +132,8 @@ class Scheduler:
             return
         history = History(as_tokens(request.tokens))
         sampler = Sampler(request.sampling, self.context_size, request.tokens)
-        lookup = Lookup(self.context.vocab_size, history.length) if self.guesses and request.allowed is None else None
+        looks_up = self.guesses and request.allowed is None and not (self.drafter and self.drafter.payoff.always)
+        lookup = Lookup(self.context.vocab_size, history.length) if looks_up else None
         run = self._runs[request.id] = Run(request, history, sampler, lookup)
         self._waiting.append(run)
 
@@ -174,11 +178,18 @@ class Scheduler:
         if plan:
             self.slots.tidy(int(_COPIED * (self.pace.step or _SHORT_STEP)))
         if plan and self.stats.prompt_tokens == read:
-            guessed, right = sum(len(part.guess) for part, _ in plan), len(written) - len(plan)
-            self.rates.measured(len(plan), guessed, right, self.stats.decode_seconds - decoded)
+            self._learn(len(plan), sum(len(part.guess) for part, _ in plan), len(written), decoded)
         outs, self._failed = self._failed + written, []
         self.stats.step_seconds += perf_counter() - begin
         return outs
+
+    def _learn(self, streams: int, guessed: int, written: int, decoded: float) -> None:
+        """Take note of what a step without prompts brought and cost, from ``decoded`` seconds on."""
+        seconds = self.stats.decode_seconds - decoded
+        if not self._drafted:
+            self.rates.measured(streams, guessed, written - streams, seconds)
+        if self.drafter is not None and bool(guessed) == self._drafted:
+            self.drafter.payoff.measured(streams, guessed, written, seconds)
 
     def rows_beside(self) -> int:
         """Tokens that another context may read between two steps without holding replies up."""
@@ -231,15 +242,35 @@ class Scheduler:
         return plan
 
     def _guess(self, plan: Plan) -> None:
-        if not self.guesses or not self.rates.prepare(len(plan), self.pace.token):
+        self._drafted = False
+        if not self.guesses:
             return
         room = min(self.guesses, self.context.batch.rows - len(plan))
-        for part in plan:
-            run = part.run
-            if run.lookup is not None:
-                left = min(run.request.max_tokens - run.written - 1, self.context_size - run.history.length)
-                part.guess = run.lookup.guess(run.history.tokens, min(room, left), self.rates)
-                room -= len(part.guess)
+        if self.rates.prepare(len(plan), self.pace.token):
+            for part in plan:
+                run = part.run
+                if run.lookup is not None:
+                    part.guess = run.lookup.guess(run.history.tokens, min(room, self._left(run)), self.rates)
+                    room -= len(part.guess)
+        if self.drafter is not None and not any(len(part.guess) for part in plan):
+            self._draft(self.drafter, plan, room)
+
+    def _draft(self, drafter: Drafter, plan: Plan, room: int) -> None:
+        """Have a draft model guess what nobody has said before."""
+        parts = [part for part in plan if part.run.request.allowed is None]
+        if not parts or not drafter.payoff.wanted(len(plan)):
+            return
+        begin = perf_counter()
+        wishes = [Wish(_slot(part.run).id, part.run.history.tokens, self._left(part.run)) for part in parts]
+        drafter.guess(wishes, room)
+        for part, wish in zip(parts, wishes, strict=True):
+            part.guess = wish.guess
+        self._drafted = True
+        self.stats.decode_seconds += perf_counter() - begin
+
+    def _left(self, run: Run) -> int:
+        """How many tokens may be guessed at most: those after them must fit too."""
+        return min(run.request.max_tokens - run.written - 1, self.context_size - run.history.length)
 
     def _run_batch(self, plan: Plan) -> list[tuple[Part, int]]:
         """Read the planned tokens; give the parts that can write now, with the first of their rows of the batch."""
@@ -349,7 +380,9 @@ class Scheduler:
         self._failed.append(TokenOut(run.request.id, -1, error=error))
 
     def close(self) -> None:
-        """Drop all sequences."""
+        """Drop all sequences, and free the draft model."""
+        if self.drafter is not None:
+            self.drafter.close()
         for sequence_id in list(self._runs):
             self.cancel(sequence_id)
 
