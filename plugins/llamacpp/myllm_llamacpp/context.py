@@ -66,6 +66,8 @@ class Batch:
         ``outputs`` says which rows llama.cpp computes results for: ``none``, ``last`` or ``all``.
         """
         start = self.native.n_tokens
+        if len(tokens) == 1:
+            return self.add_one(tokens[0], position, sequence, outputs != "none")
         end = start + len(tokens)
         self._tokens[start:end] = tokens
         self._positions[start:end] = np.arange(position, position + len(tokens), dtype=np.int32)
@@ -75,6 +77,16 @@ class Batch:
             self._outputs[end - 1] = 1
         self.native.n_tokens = end
         return int(end - 1)
+
+    def add_one(self, token: Any, position: int, sequence: int, output: bool) -> int:
+        """Add one token of a sequence, as every writing one does in every step; give its row."""
+        row = int(self.native.n_tokens)
+        self._tokens[row] = token
+        self._positions[row] = position
+        self._sequences[row] = self._addresses[sequence]
+        self._outputs[row] = output
+        self.native.n_tokens = row + 1
+        return row
 
 
 @dataclass(frozen=True, slots=True)

@@ -306,17 +306,24 @@ class Scheduler:
         return rows
 
     def _commit(self, plan: Plan, rows: list[int], seconds: float) -> list[tuple[Part, int]]:
-        streams = sum(1 for part in plan if part.run.written and part.run.pending == 1)
-        guessed = sum(len(part.guess) for part in plan)
-        read = len(self.context.batch) - streams - guessed
+        streams = read = guessed = 0
+        writing = []
+        for part, row in zip(plan, rows, strict=True):
+            run, slot = part.run, _slot(part.run)
+            guessed += len(part.guess)
+            if run.written and run.pending == 1:
+                streams += 1
+            else:
+                read += part.share
+            slot.cached += part.share
+            if slot.cached == run.history.length:
+                writing.append((part, row))
         if not guessed:
             self.pace.measured(streams, read, seconds)
         self.stats.steps += 1
         self.stats.prompt_tokens += read
         self.stats.guessed_tokens += guessed
-        for part in plan:
-            _slot(part.run).cached += part.share
-        return [(part, row) for part, row in zip(plan, rows, strict=True) if not part.run.pending]
+        return writing
 
     def _make_room(self, plan: Plan) -> Plan:
         """The cache is full: give up guesses, resident prefixes, the newest run, large shares, then the last run."""

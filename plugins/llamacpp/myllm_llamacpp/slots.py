@@ -90,6 +90,7 @@ class Slots:
         self._disk = disk
         self._can_cut = can_cut
         self._shared = shared
+        self._untidy = False
         self._can_copy = shared and self.every_prefix
         self._window = window
         self._slots = [Slot(number) for number in range(context.sequences)]
@@ -226,6 +227,7 @@ class Slots:
         self._cut(slot, min(slot.cached, slot.exact))
         slot.busy = slot.stays = False
         slot.used = time.time()
+        self._untidy = self._shared
 
     def forget(self, slot: Slot) -> None:
         """Empty a slot's cache."""
@@ -251,7 +253,7 @@ class Slots:
 
         In a cache that all share, running sequences look through the cells of those that only stay there.
         """
-        if not self._shared:
+        if not self._untidy:
             return
         for slot in reversed(self.resident()):
             if slot.cached < _WORTH_KEEPING or slot.stays:
@@ -262,6 +264,7 @@ class Slots:
             else:
                 slot.stays = True
             return
+        self._untidy = False
 
     def _keep(self, slot: Slot) -> None:
         if slot.cached < _WORTH_KEEPING or self._held(slot):
