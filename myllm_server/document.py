@@ -13,7 +13,16 @@ from fastapi import FastAPI
 
 Schema = dict[str, Any]
 
-_SOMETIMES = frozenset({"seed", "engine", "context", "stop", "data", "system_fingerprint"})
+_SOMETIMES = frozenset(
+    {"seed", "engine", "context", "stop", "data", "system_fingerprint"}
+    | {
+        "load_duration",
+        "prompt_eval_count",
+        "prompt_eval_duration",
+        "eval_count",
+        "eval_duration",
+    }  # not of a mere load
+)
 _NULLABLE = frozenset(
     {"pid", "expires_in", "parent_id", "param", "stop_sequence", "logprobs", "content"}
     | {"memory", "device_memory", "missing", "install"}  # of an engine that can't run the model
