@@ -35,7 +35,8 @@ override PROMPT :=
 endif
 export PROMPT PYTHON VENV LLAMA_WHEELS BENCH_VENV
 
-.PHONY: all chat test test-main $(ALONE_TESTS) lint format bench soak clean
+.PHONY: all chat test lint format bench soak clean
+.PHONY: test-main $(ALONE_TESTS)
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 

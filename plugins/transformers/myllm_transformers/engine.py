@@ -18,7 +18,7 @@ from myllm_core.models.hub_files import HubFiles
 from myllm_core.runtime.memory import free_memory
 from myllm_core.types import Sampling
 from myllm_transformers.options import LOAD_OPTIONS, parse_load_options
-from myllm_transformers.shape import estimate, quantization_of, read_shape, weights_of, writes_text
+from myllm_transformers.shape import estimate, quantization_of, read_shape, refusal, weights_of, writes_text
 
 if TYPE_CHECKING:
     from myllm_core.decoding import Decoding
@@ -67,14 +67,11 @@ class TransformersEngine(TokenEngine):
             return Support(0, f"transformers loads safetensors files, not {model.format}")
         files = HubFiles(model)
         try:
-            config = files.config("config.json")
+            if reason := refusal(files):
+                return Support(0, reason)
         except MyllmError as error:
             return Support(0, str(error))
-        if not config:
-            return Support(0, "the model comes without its config.json")
-        if config.get("is_encoder_decoder") is True:
-            return Support(0, "the model is an encoder with a decoder, which this engine doesn't run")
-        missing = _missing(quantization_of(config))
+        missing = _missing(quantization_of(files.config("config.json")))
         if missing:
             return Support(80, f"the model needs {missing}, which isn't installed", missing, _install(missing))
         return Support(80, "a model that writes" if writes_text(files) else "a model that makes embeddings")

@@ -19,6 +19,7 @@ _LEAST_CONTEXT = 2048
 _CACHE_SHARE = 0.25  # of the memory left beside the weights
 _PAGE = 256
 _WRITES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+_JUDGES = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
 _BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
 _QUANTIZED_BYTES = {"bitsandbytes-8bit": 1.1, "bitsandbytes-4bit": 0.7, "torchao-int8": 1.1}
 _PACKED = 16
@@ -88,15 +89,16 @@ def read_shape(model: Model, files: HubFiles) -> Shape:
 
     Raises ``IntegrityError`` for files that are damaged, absurd or name code, ``EngineError`` for what isn't there.
     """
+    if reason := refusal(files):
+        raise EngineError(f"{model.name} can't be run by transformers here: {reason}")
     config = files.text_config
-    whole = files.config("config.json") if files.find("config.json") else {}
     headers = [read_safetensors(path) for path in weights_of(model, files)]
     heads = _number(config, "num_attention_heads", "n_head", "num_heads")
     hidden = _number(config, "hidden_size", "n_embd", "d_model")
     head = _number(config, "head_dim") or (hidden // heads if heads else 0)
     shape = Shape(
         writes=writes_text(files),
-        quantized=quantization_of(whole),
+        quantized=quantization_of(files.config("config.json")),
         trained_context=files.trained_context,
         parameters=sum(header.parameters for header in headers),
         stored=sum(path.stat().st_size for path in weights_of(model, files)),
@@ -114,6 +116,19 @@ def writes_text(files: HubFiles) -> bool:
     names = files.config("config.json").get("architectures")
     named = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
     return files.find("modules.json") is None and any(name.endswith(_WRITES) for name in named)
+
+
+def refusal(files: HubFiles) -> str:
+    """Why the engine can't run such a model; empty when it can."""
+    config = files.config("config.json")
+    names = config.get("architectures")
+    if not config:
+        return "the model comes without its config.json"
+    if config.get("is_encoder_decoder") is True:
+        return "the model is an encoder with a decoder, which this engine doesn't run"
+    if isinstance(names, list) and any(str(name).endswith(_JUDGES) for name in names):
+        return "the model judges texts, and neither writes nor makes embeddings"
+    return "" if _number(files.text_config, "vocab_size") else "the model isn't one of texts"
 
 
 def quantization_of(config: dict[str, Any]) -> str:

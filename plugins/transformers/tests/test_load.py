@@ -198,6 +198,12 @@ def test_a_quantized_model_names_the_package_that_it_needs(llama: Path):
     assert (support.missing, support.install) == ("gptqmodel", "pip install gptqmodel")
 
 
-def test_an_encoder_with_a_decoder_is_left_to_others(llama: Path):
-    change(llama, is_encoder_decoder=True)
-    assert TransformersEngine.probe(model(llama)).score == 0
+@pytest.mark.parametrize(
+    "values", [{"is_encoder_decoder": True}, {"architectures": ["BertForSequenceClassification"]}, {"vocab_size": None}]
+)
+def test_what_neither_writes_nor_makes_embeddings_is_left_to_others(llama: Path, values: dict[str, Any]):
+    change(llama, **values)
+    support = TransformersEngine.probe(model(llama))
+    assert support.score == 0
+    with pytest.raises(EngineError, match=support.reason):
+        load(llama)
