@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic_core import PydanticCustomError
 
 from myllm_core.options import Options
 from myllm_core.settings import parse_duration
@@ -59,11 +60,21 @@ class CalledTool(Body):
     arguments: str
 
 
+def _no_parts(value: object) -> object:
+    """Refuse the parts of other dialects clearly: someone may have sent an image."""
+    if isinstance(value, list):
+        raise PydanticCustomError("content_parts", "send a text; lists of parts, such as images, aren't taken here")
+    return value
+
+
+_Text = Annotated[str, BeforeValidator(_no_parts)]
+
+
 class ChatMessage(Body):
     """One message of a conversation."""
 
     role: Role
-    content: str
+    content: _Text
     tool_calls: list[CalledTool] = Field([], description="the calls of an assistant's message")
     tool_call_id: str | None = Field(None, description="of which call a `tool` message is the result")
 

@@ -117,6 +117,13 @@ def test_an_unknown_field_is_refused_with_the_known_ones(
     assert answer.message.endswith(f"known: {known}")
 
 
+def test_an_image_is_refused_and_the_refusal_says_so(live: LiveServer) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
+    answer = live.post("/api/chat", CHAT | {"messages": [{"role": "user", "content": [image]}]})
+    assert answer.status == 422
+    assert answer.message.endswith("send a text; lists of parts, such as images, aren't taken here")
+
+
 @pytest.mark.parametrize(
     "changed",
     [
