@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from myllm_core.errors import EngineError
+from myllm_core.models.onnx_file import Graph
 from myllm_core.sampler import Floats
-from myllm_onnx.graph import Graph
 from myllm_onnx.layout import LOGITS, PAST, PRESENT, library_error
 
 Array = npt.NDArray[Any]

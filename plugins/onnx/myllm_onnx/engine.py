@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from myllm_core import Embeddings, MemoryEstimate, Model, ModelFacts, Sequence, Support, TokenEngine, TokenOut
 from myllm_core.engine import LoadProgress
 from myllm_core.errors import EngineMissing, IntegrityError, StorageError, UnsupportedError
+from myllm_core.models.onnx_file import checked_graph
 from myllm_core.runtime.memory import free_memory
 from myllm_core.types import Sampling
 from myllm_onnx import memory
-from myllm_onnx.layout import Layout, checked_graph, find_layout
+from myllm_onnx.layout import Layout, find_layout
 from myllm_onnx.options import LOAD_OPTIONS, LoadSettings, parse_load_options
 
 if TYPE_CHECKING:
     from myllm_core.decoding import Decoding
+    from myllm_core.embedding import Embedder
+    from myllm_core.models.onnx_file import Graph
     from myllm_core.models.tokenizer_file import TokenizerFile
     from myllm_onnx.decoder import DecoderBackend
-    from myllm_onnx.embed import Embedder
     from myllm_onnx.genai import GenaiBackend
-    from myllm_onnx.graph import Graph
 
 _INSTALL = 'pip install "myllm[onnx]"'
 _PACKAGES = ("onnxruntime", "onnxruntime_genai", "tokenizers")
@@ -155,16 +156,18 @@ def _load_model(
     layout: Layout, graph: Graph, settings: LoadSettings, weights: int, tokenizer: TokenizerFile
 ) -> _Loaded:
     from myllm_core.decoding import Decoding
+    from myllm_core.embedding import Embedder
     from myllm_core.models.tokenizer_file import hub_facts
     from myllm_onnx.decoder import DecoderBackend
-    from myllm_onnx.embed import Embedder
+    from myllm_onnx.encoder import Encoder
     from myllm_onnx.genai import GenaiBackend
     from myllm_onnx.session import open_session
 
     if layout.kind == "embedding":
-        embedder = Embedder(open_session(layout.graph, settings), layout, tokenizer)
+        encoder = Encoder(open_session(layout.graph, settings))
+        embedder = Embedder(encoder.run, layout.files, tokenizer)
         facts = hub_facts(layout.files, tokenizer, embedder.limit, tokenizer.size, {"embed"})
-        return _Loaded(facts, embedder.free, embedder=embedder)
+        return _Loaded(facts, encoder.free, embedder=embedder)
     context = memory.context_size(layout, settings, weights, free_memory())
     backend: GenaiBackend | DecoderBackend
     if layout.kind == "genai":

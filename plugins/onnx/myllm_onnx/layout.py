@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +11,7 @@ from typing import Any, Literal
 from myllm_core import Model
 from myllm_core.errors import EngineError, IntegrityError, OutOfMemory, UnsupportedError
 from myllm_core.models.hub_files import HubFiles
-from myllm_onnx.graph import Graph, read_graph, read_interface
+from myllm_core.models.onnx_file import Graph, read_interface
 
 Kind = Literal["genai", "decoder", "embedding"]
 
@@ -127,25 +126,6 @@ def _genai_layout(model: Model, files: HubFiles, folder: Path) -> Layout:
     if graph is None:
         raise IntegrityError(f"{GENAI_CONFIG} names {str(name)[:80]!r}, which isn't one of the model's files")
     return Layout("genai", graph, files, genai)
-
-
-def checked_graph(model: Model, graph: Path) -> tuple[Graph, int]:
-    """What the graph says, and the bytes of it and of its external data, which must be files of this model.
-
-    Raises ``IntegrityError`` for a graph that is damaged or that names any other file.
-    """
-    read = read_graph(graph)
-    known = {os.path.abspath(path) for path in model.paths}
-    size = graph.stat().st_size
-    for location in sorted(read.external):
-        path = graph.parent / location
-        plain = location and "\\" not in location and ":" not in location and ".." not in location.split("/")
-        if not plain or os.path.isabs(location) or os.path.abspath(path) not in known or path.is_symlink():
-            raise IntegrityError(
-                f"{graph.name} wants to read {location[:80]!r}, which isn't a file of the model; pull another one"
-            )
-        size += path.stat().st_size
-    return read, size
 
 
 def _count(said: Mapping[str, Any], *keys: str) -> int:

@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 import pytest
 from myllm_onnx.engine import OnnxEngine
-from myllm_onnx.graph import read_graph
-from myllm_onnx.layout import checked_graph, find_layout
+from myllm_onnx.layout import find_layout
 from onnx import TensorProto, helper, numpy_helper
 
 from myllm_core import Model
 from myllm_core.errors import IntegrityError, MyllmError, UnsupportedError
+from myllm_core.models.onnx_file import checked_graph, read_graph
 from myllm_core.runtime.choose import load_options
 from myllm_core.testing import model_of
 

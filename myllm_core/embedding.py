@@ -1,19 +1,18 @@
-"""Embeddings from a text encoder's graph, pooled as the files beside it say."""
+"""One vector of each text, from those of its tokens, pooled as the model's files say. Needs numpy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from myllm_core import Embeddings
 from myllm_core.errors import ContextLengthError, EngineError, InvalidRequest
+from myllm_core.models.hub_files import HubFiles
 from myllm_core.models.pooling import Recipe, read_recipe
 from myllm_core.models.tokenizer_file import TokenizerFile
 from myllm_core.sampler import Floats
-from myllm_onnx.layout import ENCODER_OUTPUTS, Layout, library_error
+from myllm_core.types import Embeddings
 
 Ints = npt.NDArray[np.int64]
 
@@ -21,18 +20,19 @@ _ROWS = 32
 _BATCH_TOKENS = 8192
 
 
+Encode = Callable[[Ints, Ints], Floats]
+"""From token ids and a mask, ``[rows, tokens]`` each, to ``[rows, tokens, width]``; ``[rows, width]`` when pooled."""
+
+
 class Embedder:
     """Makes one vector of each text: several texts at once, the shorter ones filled up."""
 
-    def __init__(self, session: Any, layout: Layout, tokenizer: TokenizerFile) -> None:
-        """Take an ``InferenceSession``. Raises ``UnsupportedError`` for a pooling that isn't known."""
-        self._session = session
+    def __init__(self, encode: Encode, files: HubFiles, tokenizer: TokenizerFile) -> None:
+        """Raises ``UnsupportedError`` for a pooling that isn't known."""
+        self._encode = encode
         self._tokenizer = tokenizer
-        self._recipe = read_recipe(layout.files)
-        self._inputs = [entry.name for entry in session.get_inputs()]
-        outputs = {entry.name for entry in session.get_outputs()}
-        self._output = next(name for name in ENCODER_OUTPUTS if name in outputs)
-        limits = [layout.files.trained_context, self._recipe.limit]
+        self._recipe = read_recipe(files)
+        limits = [files.trained_context, self._recipe.limit]
         self.limit = min([limit for limit in limits if limit], default=512)
 
     def embed(self, inputs: Sequence[str]) -> Embeddings:
@@ -63,17 +63,7 @@ class Embedder:
         for row, tokens in enumerate(group):
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
-        given = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "token_type_ids": np.zeros_like(ids),
-            "position_ids": np.broadcast_to(np.arange(longest, dtype=np.int64), ids.shape).copy(),
-        }
-        try:
-            [found] = self._session.run([self._output], {name: given[name] for name in self._inputs})
-        except Exception as error:  # noqa: BLE001 - the library has a class for each kind of failure, below Exception
-            raise library_error("ONNX Runtime failed", error) from None
-        states: Floats = found.astype(np.float32, copy=False)
+        states = self._encode(ids, mask)
         return states if states.ndim == 2 else pool(states, mask, self._recipe)
 
     def _finished(self, vectors: Floats) -> Floats:
@@ -84,10 +74,6 @@ class Embedder:
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         scaled: Floats = vectors / np.maximum(lengths, np.float32(1e-12))
         return scaled
-
-    def free(self) -> None:
-        """Free the session."""
-        self._session = None
 
 
 def _groups(inputs: list[list[int]]) -> Iterator[list[list[int]]]:

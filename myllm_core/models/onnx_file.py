@@ -7,12 +7,14 @@ below are its field numbers. Weights are skipped, so that even a file of gigabyt
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from myllm_core.errors import IntegrityError
 from myllm_core.models.disk import open_regular, storage_errors
+from myllm_core.models.manifest import Model
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MOST_NODES = 2_000_000
@@ -61,6 +63,25 @@ def read_interface(path: Path) -> Graph:
 def read_graph(path: Path) -> Graph:
     """Everything. Raises ``IntegrityError`` for a file that is damaged or no ONNX model, ``StorageError``."""
     return _read(path, whole=True)
+
+
+def checked_graph(model: Model, graph: Path) -> tuple[Graph, int]:
+    """What the graph says, and the bytes of it and of its external data, which must be files of this model.
+
+    Raises ``IntegrityError`` for a graph that is damaged or that names any other file.
+    """
+    read = read_graph(graph)
+    known = {os.path.abspath(path) for path in model.paths}
+    size = graph.stat().st_size
+    for location in sorted(read.external):
+        path = graph.parent / location
+        plain = location and "\\" not in location and ":" not in location and ".." not in location.split("/")
+        if not plain or os.path.isabs(location) or os.path.abspath(path) not in known or path.is_symlink():
+            raise IntegrityError(
+                f"{graph.name} wants to read {location[:80]!r}, which isn't a file of the model; pull another one"
+            )
+        size += path.stat().st_size
+    return read, size
 
 
 def _read(path: Path, whole: bool) -> Graph:
