@@ -6,13 +6,22 @@ import contextlib
 import json
 import re
 import shutil
+import threading
 import urllib.request
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from support.gguf import small_gguf
 from support.packages import ROOT, Environment, build
 from support.program import serving
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +45,19 @@ def echo(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> 
     shutil.copytree(ROOT / "docs" / "examples" / "myllm-echo", folder)
     environment.install("--no-deps", build(folder, folder / "dist").path)
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_of_each(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The examples of one kind each, from copies outside the repository, all installed in one call."""
+    folder = tmp_path_factory.mktemp("examples")
+    names = ["mirror", "jsonfiles", "team", "disk"]
+    wheels = []
+    for name in names:
+        shutil.copytree(ROOT / "docs" / "examples" / f"myllm-{name}", folder / name)
+        wheels.append(build(folder / name, folder / name / "dist").path)
+    environment.install("--no-deps", *wheels)
+    return names
 
 
 def serve(environment: Environment, **settings: str) -> contextlib.AbstractContextManager[str]:
@@ -93,6 +115,44 @@ def test_a_session_store_and_a_route_of_a_plugin_are_used_by_the_server(
         with urllib.request.urlopen(f"{address}/echo/ping", timeout=30) as answer:
             assert json.load(answer) == {"ping": "pong"}
     assert not list(tmp_path.glob("*.db*")), "nothing was written by the store that wasn't chosen"
+
+
+def test_the_examples_of_one_kind_each_are_found(environment: Environment, one_of_each: list[str]) -> None:
+    plugins = {plugin["name"]: plugin for plugin in json.loads(environment.run("myllm", "plugins", "--json").stdout)}
+    assert {plugins[name]["status"] for name in one_of_each if name != "disk"} == {"ok"}
+    assert re.search(r"^ +disk\b", environment.run("myllm", "--help").stdout, re.MULTILINE)
+    assert re.search(r"^team-helper\b", environment.run("myllm", "pull", "--list").stdout, re.MULTILINE)
+
+
+def test_a_downloader_and_a_command_of_a_plugin_are_used(
+    environment: Environment, one_of_each: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "tiny.gguf").write_bytes(small_gguf(2_000_000))
+    (tmp_path / "index.json").write_text(json.dumps({"tiny": {"files": [{"path": "tiny.gguf"}]}}))
+    handler = partial(QuietHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            environment.run("myllm", "pull", f"mirror:http://127.0.0.1:{server.server_port}#tiny")
+        finally:
+            server.shutdown()
+            thread.join()
+    told = environment.run("myllm", "disk", "--over", "1").stdout
+    assert re.search(r"2\.0 MB  tiny:latest", told) and "in 1 models" in told
+
+
+def test_a_store_of_files_and_a_teams_routes_are_used_by_the_server(
+    environment: Environment, echo: Path, one_of_each: list[str], tmp_path: Path
+) -> None:
+    environment.run("myllm", "pull", "echo")
+    with serve(environment, MYLLM_SESSION_STORE="jsonfiles", MYLLM_DATA_DIR=str(tmp_path)) as address:
+        post(address, {"model": "echo", "messages": [{"role": "user", "content": "keep me"}], "session_id": "s1"})
+        with urllib.request.urlopen(f"{address}/team/models", timeout=30) as answer:
+            assert json.load(answer)["models"][0]["installed"] is False
+    [file] = (tmp_path / "json-sessions").glob("*.json")
+    assert [item["message"]["content"] for _, item in json.loads(file.read_text())["messages"]] == ["keep me"] * 2
 
 
 def test_a_plugin_that_is_removed_is_gone_and_what_it_ran_says_so(environment: Environment, parrot: Path) -> None:
