@@ -117,7 +117,7 @@ class Engine(ABC):
 
     @classmethod
     def sampling_for(cls, model: Model) -> frozenset[str]:
-        """The options of ``Sampling`` that are honoured for ``model``, where that depends on it. Quick, as ``probe``."""
+        """The options of ``Sampling`` honoured for ``model``, where that depends on it. Quick, as ``probe``."""
         return cls.sampling
 
     @classmethod
@@ -152,13 +152,16 @@ class Engine(ABC):
 
 
 class TokenMask(Protocol):
-    """Which tokens may come next in a sequence. The core moves it on after each token that ``step`` returns."""
+    """Which tokens may come next in a sequence. The core moves it on by each token that ``step`` returns."""
 
     def allows(self, token: int) -> bool:
         """Whether ``token`` may come next: the quick question, to ask of the token that was chosen anyway."""
 
     def mask(self) -> bytes:
         """A bit per token id, the lowest bit first, at least as long as the vocabulary: which tokens may come next."""
+
+    def forced(self, token: int) -> list[int]:
+        """The tokens that must come after ``token``, which may come next: ``step`` may return them with it."""
 
 
 @dataclass(slots=True)
@@ -167,8 +170,8 @@ class Sequence:
 
     The engine goes on until ``cancel(id)``: the core decides when a reply ends. ``max_tokens`` is how
     many tokens the core will take at most, so that the engine can plan memory. ``logprobs`` as in
-    ``ChatRequest``. With ``allowed`` only tokens that it allows may be chosen, and at most one in each step; an engine
-    that does so has the capability ``grammar``, and gets no such sequences otherwise.
+    ``ChatRequest``. With ``allowed`` only tokens that it allows may be chosen, at most one in each step, which those that
+    it forces may follow; an engine that does so has the capability ``grammar``, and gets no such sequences otherwise.
     """
 
     id: int

@@ -56,6 +56,11 @@ class Sampler:
         finally:
             logits[self._biased] = before
 
+    def take(self, token: int) -> None:
+        """Note a token that came without being chosen: the penalties see it."""
+        if self._penalties is not None:
+            self._penalties.take(token)
+
     def _penalised(self, logits: Floats, allowed: TokenMask | None) -> int:
         if self._penalties is None:
             return self._choose(logits, allowed)

@@ -43,6 +43,15 @@ class Constraint:
             return b"\xff" * (self._size // 8 + 1)
         return self._matcher.compute_bitmask()
 
+    def forced(self, token: int) -> list[int]:
+        """The tokens that must come after ``token``, which may come next: where a grammar leaves no choice."""
+        if not self.active or not self._matcher.consume_token(token):
+            return []
+        try:
+            return [] if self._matcher.is_stopped() else self._matcher.compute_ff_tokens()
+        finally:
+            self._matcher.rollback(1)
+
     def accept(self, token: int) -> None:
         """Go on behind ``token``. Raises ``InvalidRequest`` when the grammar became too complex."""
         if self.active and not self._matcher.consume_token(token):

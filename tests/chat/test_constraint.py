@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from myllm_core import ChatRequest, Finish, Message, TextDelta
+from myllm_core.chat.constraint import Constraints
+from myllm_core.chat.pipeline import all_pieces
 from myllm_core.errors import InvalidOption, InvalidRequest
 from myllm_core.options import grammar, parse_options
 from myllm_core.types import Grammar
@@ -137,3 +139,18 @@ def test_options_take_one_rule_only():
     assert grammar(parse_options({})) is None
     with pytest.raises(InvalidOption, match="one of json_schema, regex and grammar"):
         parse_options({"regex": "a", "json_schema": {}})
+
+
+def test_what_must_come_is_told_and_nothing_is_changed(byte_engine):
+    engine = byte_engine()
+    constraints = Constraints(engine.facts, lambda: all_pieces(engine), engine.tokenize)
+    rule = constraints.make(Grammar("regex", "(yes|no), sir"))
+    rule.active = False
+    assert rule.forced(ord("y")) == []
+    rule.active = True
+    for written, follows in zip("yes, sir", ["es, sir", "s, sir", ", sir", " sir", "sir", "ir", "r", ""], strict=True):
+        mask = rule.mask()
+        assert bytes(rule.forced(ord(written))).decode() == follows
+        assert rule.mask() == mask and not rule.complete
+        rule.accept(ord(written))
+    assert rule.complete

@@ -106,6 +106,9 @@ class Mask:
         self.bits, self.tokens, self.asked = np.zeros(size, np.uint8), tokens, 0
         self.bits[tokens] = 1
 
+    def forced(self, token):
+        return []
+
     def allows(self, token):
         return token in self.tokens
 

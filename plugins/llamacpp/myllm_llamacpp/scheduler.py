@@ -41,6 +41,7 @@ class Stats:
     generated_tokens: int = 0
     guessed_tokens: int = 0
     right_guesses: int = 0
+    forced_tokens: int = 0
     forgotten_tokens: int = 0
     evictions: int = 0
     preemptions: int = 0
@@ -363,11 +364,23 @@ class Scheduler:
                 return outs
             if outs[-1].token != guess:
                 break
+        if run.request.allowed is not None and run.request.logprobs is None:
+            outs += self._force(run, run.request.allowed.forced(outs[-1].token))
         if len(part.guess):
             self.slots.extend(_slot(run), len(outs) - 1)
             self.stats.right_guesses += len(outs) - 1
         if run.lookup is not None:
             run.lookup.follow(run.history.tokens, self.rates)
+        return outs
+
+    def _force(self, run: Run, tokens: list[int]) -> list[TokenOut]:
+        """Tokens that a grammar leaves no choice about: they are written at once, and read with the next step."""
+        room = min(run.request.max_tokens - run.written, self.context_size - run.history.length)
+        outs = []
+        for token in tokens[: max(0, room)]:
+            run.sampler.take(token)
+            outs.append(self._append(run, TokenOut(run.request.id, token, run.cached_tokens)))
+        self.stats.forced_tokens += len(outs)
         return outs
 
     def _choose(self, run: Run, row: int) -> TokenOut:
@@ -377,7 +390,10 @@ class Scheduler:
         run.forgotten = 0
         if run.request.logprobs is not None:
             out.logprob, out.top = log_probabilities(logits, token, run.request.logprobs)
-        run.history.append(token)
+        return self._append(run, out)
+
+    def _append(self, run: Run, out: TokenOut) -> TokenOut:
+        run.history.append(out.token)
         run.written += 1
         self.stats.generated_tokens += 1
         return out

@@ -40,3 +40,27 @@ def test_every_reply_is_valid(shared, seed):
 def test_greedy_replies_are_valid_and_repeatable(shared):
     texts = {ask(shared, temperature=0)[0] for _ in range(3)}
     assert len(texts) == 1 and json.loads(texts.pop())
+
+
+def test_what_a_schema_leaves_no_choice_about_takes_no_steps(shared):
+    before = shared.stats.steps
+    text, events = ask(shared, temperature=0)
+    steps, usage = shared.stats.steps - before, events[-1].usage
+    assert steps < usage.completion_tokens
+    assert shared.stats.forced_tokens >= usage.completion_tokens - steps
+    assert b"".join(shared.piece(token) for token in shared.tokenize(text, False)).decode() == text
+
+
+@pytest.mark.parametrize("most", range(1, 12))
+def test_forced_tokens_count_and_end_where_the_reply_does(shared, most):
+    request = ChatRequest((Message("user", "A person."),), Sampling(temperature=0), most, grammar=RULE)
+    *_, finish = shared.chat(request)
+    assert finish.reason == "length" and finish.usage.completion_tokens == most
+
+
+def test_log_probabilities_are_of_tokens_that_were_chosen(shared):
+    request = ChatRequest((Message("user", "A person."),), Sampling(temperature=0), 40, grammar=RULE, logprobs=2)
+    before = shared.stats.forced_tokens
+    told = [p for event in shared.chat(request) if isinstance(event, TextDelta) for p in event.logprobs]
+    assert len(told) > 10 and all(len(position.top) == 2 for position in told)
+    assert shared.stats.forced_tokens == before

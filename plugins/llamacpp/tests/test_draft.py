@@ -83,6 +83,9 @@ def test_a_context_that_shifts_is_followed(load, tiny, same):
 
 
 class Everything:
+    def forced(self, token):
+        return []
+
     def allows(self, token):
         return True
 

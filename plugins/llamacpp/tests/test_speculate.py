@@ -100,6 +100,9 @@ def test_sequences_that_cannot_be_cut_are_never_guessed(load, tiny, kind):
 
 
 class Everything:
+    def forced(self, token):
+        return []
+
     def allows(self, token):
         return True
 
