@@ -48,7 +48,7 @@ class Frames(Protocol[E_contra]):
     def event(self, event: E_contra) -> bytes:
         """The bytes that tell of ``event``; empty when it isn't told. A ``Finish`` ends the stream.
 
-        Those of a ``Progress`` (see ``comment``) are held back while there is something else to tell.
+        Those of a ``Progress`` without usage (see ``comment``) are held back while there is something else to tell.
         """
 
     def error(self, error: HttpError, request_id: str) -> bytes:
@@ -125,8 +125,10 @@ class EventStream(Response, Generic[E]):
             async for event in self.events:
                 frame = self.frames.event(event)
                 if isinstance(event, Progress):
-                    self._news = frame
-                elif frame and (isinstance(event, Finish) or not self._write_at_once(frame)):
+                    self._news = b"" if event.usage else frame
+                    if event.usage is None:
+                        continue
+                if frame and (isinstance(event, Finish) or not self._write_at_once(frame)):
                     await self._write(send, frame, last=isinstance(event, Finish))
             if not self._ended:
                 raise EngineError("the generation ended without saying why")

@@ -167,6 +167,15 @@ def test_an_empty_answer(told: LiveServer) -> None:
     assert events[0]["message"]["usage"] == USAGE, "what is known by then"
 
 
+def test_the_prompts_tokens_are_told_before_the_text(told: LiveServer) -> None:
+    said = [("progress", "prompt"), ("read", 2), ("reasoning", "hm"), ("text", "yes"), END]
+    events = events_of(tell(told, *said, stream=True))
+    usage = events[0]["message"]["usage"]
+    assert (usage["input_tokens"], usage["cache_read_input_tokens"], usage["output_tokens"]) == (3, 2, 0)
+    assert [event["type"] for event in events].count("message_start") == 1
+    assert tell(told, *said).json["usage"] == USAGE
+
+
 def test_why_an_answer_ended(told: LiveServer, live: LiveServer) -> None:
     assert ask(live, max_tokens=2).json["stop_reason"] == "max_tokens"
     full = ("finish", "length")

@@ -28,6 +28,7 @@ ENGINE = """
         "call": lambda fields: ToolCallDelta(*fields),
         "finish": lambda reason: Finish(reason, Usage(5, 3, 2)),
         "progress": lambda stage: Progress(stage),
+        "read": lambda cached: Progress("prompt", 1.0, usage=Usage(5, 0, cached)),
     }
 
     class Told(Engine):
