@@ -224,7 +224,8 @@ def _models(cli: Cli, plugins: Plugins) -> Iterator[Finding]:
         return
     for folder, problem in broken:
         name = folder.replace("@", ":")
-        yield Finding("models", "problem", f"{name}: {problem}", f"myllm verify {name} --repair, or myllm remove {name}")
+        mend = f"myllm verify {name} --repair, or myllm remove {name}"
+        yield Finding("models", "problem", f"{name}: {problem}", mend)
     runnable = 0
     for model in models:
         try:

@@ -65,7 +65,7 @@ async def copy_session(
     body: Annotated[ForkBody | None, Body(openapi_examples=examples.FORK_BODIES)] = None,
 ) -> Response:
     """Copy a session, to go on from there another way: after message `at` of its path, or at its end."""
-    asked = body or ForkBody()
+    asked = body or ForkBody.model_validate({})
     target = asked.session_id or uuid.uuid4().hex
     forked = await runtime_of(request).sessions(lambda store: fork_session(store, session_id, target, asked.at))
     return json_response(_entry(forked))

@@ -244,7 +244,7 @@ class _Generation(Lenient):
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         given = self.options or ModelOptions.model_validate({})
         fit = None if given.fit else ("drop" if self.truncate else "error")
-        effort = {None: None, False: "none", True: "medium"}.get(self.think, self.think)
+        effort = self.think if isinstance(self.think, str | None) else ("medium" if self.think else "none")
         return given.to_core(json_schema=self._schema(), logprobs=logprobs, fit=fit, reasoning_effort=effort)
 
     def _schema(self) -> dict[str, Any] | None:
