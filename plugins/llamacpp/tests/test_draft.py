@@ -60,15 +60,15 @@ def test_several_at_once_write_what_they_would_without(load, tiny, kind, mode, s
         same(one, other, tolerance=0.05)
 
 
-def test_a_cache_that_is_short_and_contexts_that_end(load, tiny):
+def test_a_cache_that_is_short_and_contexts_that_end(load, tiny, same):
     options = {"n_ctx": 300, "n_parallel": 3, "n_batch": 32}
     driver = load(tiny["llama"], draft=str(tiny["llama"]), speculation="draft", **options)
     numbers = [driver.start(words(number, 40), tokens=150) for number in range(3)]
-    first = said(driver, numbers)
+    said(driver, numbers)
+    assert driver.engine.stats.right_guesses > 20
     alone = load(tiny["llama"], speculation="off", **options)
-    for number, text in enumerate(first):
-        [other] = said(alone, [alone.start(words(number, 40), tokens=150)])
-        assert [token for token, _ in text[:40]] == [token for token, _ in other[:40]]
+    for number in numbers:
+        same(driver.replies[number], alone.run(words(number - 1, 40), tokens=150)[0])
     number = driver.start(words(1, 280), tokens=100)
     driver.finish()
     assert len(driver.replies[number].outs) == 300 - 280 + 1
