@@ -170,9 +170,9 @@ class Sequence:
 
     The engine goes on until ``cancel(id)``: the core decides when a reply ends. ``max_tokens`` is how
     many tokens the core will take at most, so that the engine can plan memory. ``logprobs`` as in
-    ``ChatRequest``. With ``allowed`` only tokens that it allows may be chosen, at most one in each step,
-    which those that it forces may follow; an engine that does so has the capability ``grammar``, and gets no such
-    sequences otherwise.
+    ``ChatRequest``. With ``allowed`` only tokens that it allows may be chosen, at most one in each step, which those
+    that it forces may follow; an engine that does so has the capability ``grammar``, and gets no such sequences
+    otherwise.
     """
 
     id: int
