@@ -14,7 +14,6 @@ _LEAST_CONTEXT = 512
 _CACHE_SHARE = 0.25  # of the memory left beside the weights
 _PAGE = 256
 _FIXED = 64 * 2**20  # the library, the tokenizer and what a forward pass needs
-_COPIES = 2  # a step's output is the whole cache once more
 
 
 def context_size(layout: Layout, settings: LoadSettings, weights: int, free: int) -> int:
@@ -22,10 +21,15 @@ def context_size(layout: Layout, settings: LoadSettings, weights: int, free: int
     trained = layout.trained_context
     if settings.max_length:
         return min(settings.max_length, trained or settings.max_length)
-    each = _COPIES * layout.cache_bytes * settings.max_batch_size
+    each = _cache_bytes(layout) * settings.max_batch_size
     affordable = int((free - weights) * _CACHE_SHARE / each) if each else AUTO_LIMIT
     least = min(trained or _LEAST_CONTEXT, _LEAST_CONTEXT)
     return max(least, min(trained or AUTO_LIMIT, AUTO_LIMIT, affordable // _PAGE * _PAGE))
+
+
+def _cache_bytes(layout: Layout) -> int:
+    """For each token; a plain decoder gives its whole cache once more in each step."""
+    return layout.cache_bytes * (1 if layout.kind == "genai" else 2)
 
 
 def estimate(layout: Layout, settings: LoadSettings, weights: int, free: int) -> MemoryEstimate:
@@ -33,7 +37,7 @@ def estimate(layout: Layout, settings: LoadSettings, weights: int, free: int) ->
     cache = 0
     if layout.kind != "embedding":
         tokens = context_size(layout, settings, weights, free) * settings.max_batch_size
-        cache = tokens * layout.cache_bytes * _COPIES
+        cache = tokens * _cache_bytes(layout)
     if settings.provider == "cpu":
         return MemoryEstimate(host=weights + cache + _FIXED)
     return MemoryEstimate(host=_FIXED, device=weights + cache)
