@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ _QUANTIZED_BYTES = {"bitsandbytes-8bit": 1.1, "bitsandbytes-4bit": 0.7, "torchao
 _PACKED = 16
 """At most so many weights of a quantized model lie in one element of a tensor."""
 _MOST_LAYERS = 2000
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +155,24 @@ def _number(config: dict[str, Any], *keys: str) -> int:
 
 
 def estimate(shape: Shape, settings: LoadSettings, free: int) -> MemoryEstimate:
-    """What loading takes; on the host, as long as no accelerator is named, for finding one means importing torch."""
-    dtype = dtype_on_host(shape, settings, free)
+    """What loading takes. Weights for an accelerator with its own memory go through the host's as they are stored."""
+    device = _device(settings)
+    if device == "cpu":
+        return MemoryEstimate(host=shape.total(settings, dtype_on_host(shape, settings, free), free))
+    dtype = settings.dtype
+    if dtype == "auto":
+        dtype = "float32" if shape.stored > 3 * shape.parameters else "float16"
     total = shape.total(settings, dtype, free)
-    if settings.device in ("auto", "cpu"):
-        return MemoryEstimate(host=total)
-    return MemoryEstimate(host=shape.stored, device=total)
+    return MemoryEstimate(host=total) if device == "mps" else MemoryEstimate(host=shape.stored, device=total)
+
+
+def _device(settings: LoadSettings) -> str:
+    """The kind of device that will be taken, as far as can be told without torch."""
+    if settings.device != "auto":
+        return settings.device.partition(":")[0]
+    if sys.platform == "darwin":
+        return "mps" if platform.machine() == "arm64" else "cpu"
+    return "cuda" if _NVIDIA_DRIVER.exists() else "cpu"
 
 
 def dtype_on_host(shape: Shape, settings: LoadSettings, free: int) -> str:

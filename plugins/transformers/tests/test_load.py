@@ -207,3 +207,16 @@ def test_what_neither_writes_nor_makes_embeddings_is_left_to_others(llama: Path,
     assert support.score == 0
     with pytest.raises(EngineError, match=support.reason):
         load(llama)
+
+
+def test_memory_is_estimated_where_it_will_be_taken(llama: Path):
+    weights = (llama / "model.safetensors").stat().st_size
+    cache = 64 * 2 * (2 * 2 * 8 * 2)  # tokens, sequences; layers, heads, width, keys and values; in elements
+    options = OPTIONS | {"n_batch": 1}
+    host = TransformersEngine.estimate(model(llama), options | {"device": "cpu"})
+    assert host.device == 0
+    assert weights + 4 * cache < host.host < 1.5 * (weights + 4 * cache)
+    bfloat = TransformersEngine.estimate(model(llama), options | {"device": "cpu", "dtype": "bfloat16"})
+    assert host.host / 2.5 < bfloat.host < host.host
+    cuda = TransformersEngine.estimate(model(llama), options | {"device": "cuda:0"})
+    assert (cuda.host, cuda.device) == (weights, host.host)
