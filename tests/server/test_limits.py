@@ -54,7 +54,7 @@ def test_a_wide_body_is_not_deep(live: LiveServer) -> None:
     began = time.monotonic()
     raw = b'{"model": "echo", "messages": [' + b"[]," * 1_000_000 + b"[]]}"
     assert live.post("/api/chat", raw=raw).status == 422
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_no_reply_is_longer_than_max_tokens(start: StartServer, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_a_callers_trace_goes_on(start: StartServer) -> None:
 
 def test_nothing_is_traced_by_default(live: LiveServer) -> None:
     live.chat("hi")
-    assert [type(observer).__name__ for observer in live.runtime.observers] == ["Metrics"]
+    assert [type(observer).__name__ for observer in live.runtime.observers] == ["Metrics", "Quotas"]
 
 
 @contextmanager
