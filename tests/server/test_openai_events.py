@@ -149,7 +149,7 @@ def test_a_fault_in_mid_stream_is_the_last_frame(told: LiveServer, ask: Any, n: 
 def test_each_answer_has_a_seed_of_its_own(told: LiveServer) -> None:
     def seeds(**fields: Any) -> list[str]:
         answer = chat(told, ("request", ""), END, n=3, **fields).json
-        return [c["message"]["content"].partition("seed=")[2].partition(")")[0] for c in answer["choices"]]
+        return [c["message"]["content"].partition("seed=")[2].partition(",")[0] for c in answer["choices"]]
 
     assert seeds(seed=7) == ["7", "8", "9"]
     assert seeds(seed=-2) == [str(2**32 - 2), str(2**32 - 1), "0"]
