@@ -38,7 +38,7 @@ from myllm_core.errors import (
 )
 from myllm_core.types import Grammar, Tool, Tools
 from support.server import LiveServer, eventually
-from support.wild_server import Exchange
+from support.wild_server import Exchange, WildServer
 
 from .conftest import MakeModel, OpenEngine, Wild, said, sse
 
@@ -350,7 +350,7 @@ def test_when_no_server_answers_loading_says_so(open_engine: OpenEngine) -> None
         open_engine(unused_url(), unused_url())
 
 
-def test_a_server_that_is_gone_is_left_out_and_comes_back(wild: Wild, open_engine: OpenEngine) -> None:
+def test_a_server_that_is_gone_is_left_out(wild: Wild, open_engine: OpenEngine) -> None:
     handler = streams(said("x", "stop"))
     first, second = wild(handler), wild(handler)
     engine = open_engine(first.url("/v1"), second.url("/v1"), load={"health_interval": 0.2}, model="m", dialect="other")
@@ -361,6 +361,32 @@ def test_a_server_that_is_gone_is_left_out_and_comes_back(wild: Wild, open_engin
     second.__exit__()
     with pytest.raises(NetworkError, match="can't be reached"):
         answer(engine)
+
+
+def test_a_server_that_is_well_again_is_asked_again(wild: Wild, open_engine: OpenEngine) -> None:
+    well = False
+
+    def recovering(exchange: Exchange) -> None:
+        if exchange.method == "POST":
+            streams(said("x", "stop"))(exchange)
+        else:
+            exchange.answer(b'{"data": [{"id": "m"}]}' if well else b"<html>starting</html>")
+
+    with WildServer(recovering) as first:
+        second = wild(streams(said("x", "stop")))
+        urls = first.url("/v1"), second.url("/v1")
+        engine = open_engine(*urls, load={"health_interval": 0.2}, model="m", dialect="other")
+        for _ in range(3):
+            answer(engine)
+        assert not any(seen.method == "POST" for seen in first.seen)
+        well = True
+
+        def asked() -> bool:
+            answer(engine)
+            return any(seen.method == "POST" for seen in first.seen)
+
+        eventually(asked, seconds=20, every=0.1)
+        engine.close()
 
 
 def test_the_least_busy_server_is_asked(wild: Wild, open_engine: OpenEngine) -> None:
