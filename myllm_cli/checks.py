@@ -265,7 +265,7 @@ def _port(cli: Cli) -> Iterator[Finding]:
 def _taken(cli: Cli, place: str, error: OSError) -> Finding:
     try:
         server_models(cli.settings)
-    except NetworkError:
+    except (NetworkError, ConfigError):
         return Finding(
             "port", "warning", f"serve can't bind {place}: {error.strerror}", "myllm serve --port 0, or MYLLM_PORT"
         )
