@@ -39,6 +39,7 @@ class Commands(LazyGroup):
         "bench": ("myllm_cli.bench:bench", "Measure how fast a model is on this machine."),
         "keys": ("myllm_cli.keys:app", "Make, list and revoke keys for the server."),
         "compare": ("myllm_cli.compare:compare", "Compare models, formats or engines on the same prompts."),
+        "copy": ("myllm_cli.models:copy", "Install a model under a second name."),
         "remove": ("myllm_cli.models:remove", "Delete an installed model."),
         "sessions": ("myllm_cli.sessions:app", "List, search, export and change stored conversations."),
         "verify": ("myllm_cli.verify:verify", "Check the files of models against their hashes, and repair them."),

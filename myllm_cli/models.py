@@ -1,4 +1,4 @@
-"""``list``, ``show`` and ``remove``: what is installed."""
+"""``list``, ``show``, ``copy`` and ``remove``: what is installed."""
 
 from __future__ import annotations
 
@@ -108,6 +108,17 @@ def show(ctx: typer.Context, name: NameArgument, json: JsonOption = False) -> No
             *(("file", f"{file['path']}  {file['size_bytes']} bytes  sha256 {file['sha256']}") for file in files),
         ]
     )
+
+
+def copy(
+    ctx: typer.Context,
+    name: NameArgument,
+    new_name: Annotated[str, typer.Argument(metavar="NEW_NAME", help="The second name.")],
+) -> None:
+    """Install a model under a second name. The weights are on the disk once, until both are removed."""
+    cli: Cli = ctx.obj
+    model = cli.models.copy(name, new_name)
+    print(f"Copied to {clean_line(model.name)}.")
 
 
 def remove(

@@ -14,7 +14,8 @@ from myllm_core.engine import TokenEngine
 from myllm_core.errors import ContextLengthError, MyllmError
 from myllm_core.runtime.runtime import Runtime
 from myllm_core.types import Embeddings, Event, Message
-from myllm_server.errors import json_bytes, json_response
+from myllm_server.errors import HttpError, json_bytes, json_response
+from myllm_server.keys import key_of
 from myllm_server.lenient import check_supported, ignored
 from myllm_server.ollama import examples, models, shapes
 from myllm_server.ollama.frames import NDJSON, ChatLines, GenerateLines
@@ -73,7 +74,7 @@ async def chat(request: Request, body: Annotated[ChatBody, Body(openapi_examples
         conversation(body.messages),
         options=options,
         tools=body.core_tools(),
-        load_options=body.load_options(),
+        load_options=_loading(request, body.load_options()),
         keep_alive=body.keep_alive,
         client=client_of(request),
     )
@@ -95,7 +96,7 @@ async def generate(
     body.check_raw()
     if not body.prompt:
         return await _loaded(request, body, {"response": ""}, began)
-    runtime, client, load = runtime_of(request), client_of(request), body.load_options()
+    runtime, client, load = runtime_of(request), client_of(request), _loading(request, body.load_options())
     if body.raw:
         events = runtime.generate(
             body.model, body.prompt, options=options, load_options=load, keep_alive=body.keep_alive, client=client
@@ -110,6 +111,14 @@ async def generate(
         lines = GenerateLines(body.model, began)
         return EventStream(events, lines, settings_of(request).ping_interval, ignored(body, KNOWN))
     return await _whole(request, body, events, began)
+
+
+def _loading(request: Request, options: dict[str, Any]) -> dict[str, Any]:
+    """What a model must be loaded with. Raises ``HttpError`` for one who may not say so: it is the same for all."""
+    if options and not key_of(request).may("manage"):
+        message = "only a key with the scope manage may say how a model is loaded, such as num_ctx; leave it out"
+        raise HttpError(403, "scope_missing", message, param="options")
+    return options
 
 
 async def _whole(
@@ -133,7 +142,7 @@ async def _loaded(request: Request, body: ChatBody | GenerateBody, said: dict[st
     else:
         await attended(
             request.receive,
-            runtime.load(body.model, load_options=body.load_options(), keep_alive=body.keep_alive),
+            runtime.load(body.model, load_options=_loading(request, body.load_options()), keep_alive=body.keep_alive),
         )
     reason = "unload" if body.keep_alive == 0 else "load"
     seconds = {"total_duration": int((time.perf_counter() - began) * 1e9)}
@@ -166,7 +175,7 @@ async def embed(request: Request, body: Annotated[EmbedBody, Body(openapi_exampl
 
 async def _embedded(request: Request, body: EmbedBody, texts: list[str]) -> Embeddings:
     """The vectors; with ``truncate`` each text that is too long is cut until it fits."""
-    runtime, load = runtime_of(request), options_for_embedding(body.options)
+    runtime, load = runtime_of(request), _loading(request, options_for_embedding(body.options))
     texts = list(texts)
     while True:
         try:
@@ -190,7 +199,7 @@ async def embeddings(
 ) -> Response:
     """Make a vector of one text, as older clients ask for it."""
     check_supported(body, UNSUPPORTED)
-    runtime, load = runtime_of(request), options_for_embedding(body.options)
+    runtime, load = runtime_of(request), _loading(request, options_for_embedding(body.options))
     vector: list[float] = []
     if body.prompt:
         made = await attended(

@@ -39,6 +39,16 @@ def test_list_and_show(with_echo: Myllm) -> None:
     assert shown["files"][0]["sha256"] in with_echo("show", "echo:latest").stdout
 
 
+def test_a_model_under_a_second_name(with_echo: Myllm) -> None:
+    done = with_echo("copy", "echo", "mine:1")
+    assert (done.returncode, done.stdout) == (0, "Copied to mine:1.\n"), done.stderr
+    assert [model["name"] for model in _json(with_echo("list", "--json"))] == ["echo:latest", "mine:1"]
+    assert with_echo("copy", "echo", "mine:1").returncode == 2
+    assert with_echo("copy", "nope", "other").returncode == 3
+    assert with_echo("remove", "echo", "--yes").returncode == 0
+    assert with_echo("show", "mine:1").returncode == 0
+
+
 def test_broken_models_are_named_on_standard_error(with_echo: Myllm) -> None:
     broken = with_echo.home / "models" / "bad@latest"
     broken.mkdir()

@@ -370,6 +370,8 @@ def test_management_needs_a_key_that_manages(start: StartServer, tmp_path: Path)
             refused = server.request(method, f"/ollama/api/{path}", body, headers=key)
             assert refused.status == 403 and refused.json.keys() == {"error"}
         asked = {"model": "echo", "messages": user("hi"), "stream": False}
+        for more in ({"options": {"num_ctx": 512}}, {"keep_alive": "1h"}):
+            assert server.post("/ollama/api/chat", asked | more, headers=key).status == 403
         assert server.post("/ollama/api/chat", asked, headers=key).status == 200
 
 
