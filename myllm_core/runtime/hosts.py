@@ -290,6 +290,8 @@ class ThreadedHost:
                     return event
                 if isinstance(event, TextDelta):
                     size, pieces = size + len(event.text), pieces + 1
+                elif isinstance(event, ToolCallDelta):
+                    size += len(event.arguments)
                 if size > _MAX_REPLY or (request.max_tokens is not None and pieces > request.max_tokens):
                     return Finish("length")
                 self._emit([[rid, *pack_event(event)]])
