@@ -26,6 +26,15 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def scan_config(path: Path) -> dict[str, Any]:
+    """As ``read_config``, but a file that holds a list is scanned too, and gives an empty object."""
+    config = _read_json(path)
+    if not isinstance(config, dict | list):
+        raise IntegrityError(f"{path.name} holds no JSON object")
+    _refuse_code(path.name, config)
+    return config if isinstance(config, dict) else {}
+
+
 def read_config_list(path: Path) -> list[dict[str, Any]]:
     """The objects in a file that lists some. Raises as ``read_config`` does."""
     config = _read_json(path)
@@ -47,7 +56,7 @@ def _read_json(path: Path) -> Any:
         raise IntegrityError(f"{path.name} is no valid JSON") from None
 
 
-def _refuse_code(file_name: str, config: dict[str, Any]) -> None:
+def _refuse_code(file_name: str, config: dict[str, Any] | list[Any]) -> None:
     """Refuse a configuration that makes a library fetch or run code that comes with the model."""
     waiting: list[Any] = [config]
     while waiting:

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from myllm_core.errors import IntegrityError, InvalidRequest
-from myllm_core.models.config_file import read_config
+from myllm_core.models.config_file import scan_config
 from myllm_core.models.file_kinds import file_kind
 from myllm_core.models.gguf import GGUF, read_gguf
 from myllm_core.models.safetensors_file import read_safetensors
@@ -46,7 +46,7 @@ def inspect_files(folder: Path, files: Sequence[str], format: str = "") -> Inspe
     """
     foreign = format if format not in KNOWN_FORMATS else ""
     kinds = {name: file_kind(folder / name, strict=not foreign) for name in files}
-    configs = {name: read_config(folder / name) for name in files if name.endswith("config.json")}
+    configs = {name: scan_config(folder / name) for name in files if name.endswith("config.json")}
     inspection = _inspect_weights(folder, kinds, configs)
     if inspection is None and foreign:
         inspection = Inspection(foreign, tuple(files))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from myllm_core.errors import IntegrityError
+from myllm_core.models.config_file import scan_config
 from myllm_core.models.hub_files import HubFiles
 from myllm_core.models.tokenizer_file import TokenizerFile, hub_facts
 from myllm_core.testing import model_of
@@ -157,3 +158,11 @@ def test_only_files_of_the_manifest_are_looked_at(tmp_path):
     (tmp_path / "config.json").write_text('{"a": [{"auto_map": {"AutoModel": "evil.py"}}]}')
     with pytest.raises(IntegrityError, match="code"):
         HubFiles(model_of(tmp_path / "config.json", format="onnx")).config("config.json")
+
+
+def test_a_configuration_that_is_a_list_is_scanned_at_a_pull(tmp_path):
+    (tmp_path / "data_config.json").write_text('[{"name": "a dataset"}]')
+    assert scan_config(tmp_path / "data_config.json") == {}
+    (tmp_path / "data_config.json").write_text('[{"auto_map": {"AutoModel": "evil.py"}}]')
+    with pytest.raises(IntegrityError, match="code"):
+        scan_config(tmp_path / "data_config.json")
