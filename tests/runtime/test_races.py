@@ -388,7 +388,7 @@ def test_an_estimate_that_hangs_holds_up_no_other_model_for_ever(settings, run, 
         with pytest.raises(EngineError, match="how much memory"):
             await hanging
 
-    run(settings(load_timeout=1), test)
+    run(settings(load_timeout=3), test)
 
 
 def test_a_dead_worker_takes_no_live_ones_place(settings, run):

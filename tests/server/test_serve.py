@@ -22,7 +22,8 @@ LONG = " ".join(f"w{i}" for i in range(400))  # 20 s with the model `slow`
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_the_running_reply_end_and_takes_no_new_work(home: Path, tmp_path: Path, signum: int) -> None:
-    with served(home, tmp_path) as server, server.send_chat("one two three four five six seven eight") as connection:
+    words = " ".join(f"w{number}" for number in range(60))  # 3 s
+    with served(home, tmp_path) as server, server.send_chat(words) as connection:
         seen = read_until(connection, rb'"token":')
         server.process.send_signal(signum)
         time.sleep(0.2)
@@ -30,7 +31,7 @@ def test_a_signal_lets_the_running_reply_end_and_takes_no_new_work(home: Path, t
         assert (status, json.loads(body)["error"]["code"]) == (503, "stopping")
         assert server.get("/health")[0] == 503
         seen += read_all(connection)
-        assert b'"full_text":"one two three four five six seven eight"' in seen and b'"finish_reason":"stop"' in seen
+        assert f'"full_text":"{words}"'.encode() in seen and b'"finish_reason":"stop"' in seen
         assert server.wait() == 0
         assert "Traceback" not in server.log
 
@@ -45,7 +46,7 @@ def test_when_the_grace_is_over_streams_end_with_an_error(home: Path, tmp_path: 
             assert last["error"]["code"] == "stopping" and last["done"] is True
             answer = parse_answer(read_all(whole))
             assert (answer.status, answer.code) == (503, "stopping")
-            assert server.wait() == 0 and time.monotonic() - began < 5
+            assert server.wait() == 0 and time.monotonic() - began < 12
         assert "Traceback" not in server.log
 
 
@@ -59,7 +60,7 @@ def test_a_second_signal_stops_at_once(home: Path, tmp_path: Path, signum: int) 
         time.sleep(0.3)
         began = time.monotonic()
         server.process.send_signal(signum)
-        assert server.wait() == 128 + signum and time.monotonic() - began < 5
+        assert server.wait() == 128 + signum and time.monotonic() - began < 12
         assert not psutil.wait_procs(workers, timeout=5)[1]
         assert "Traceback" not in server.log
 
@@ -70,7 +71,7 @@ def test_idle_connections_dont_hold_the_server_up(home: Path, tmp_path: Path) ->
         read_until(idle, rb'"ok"')
         with socket.create_connection(("127.0.0.1", server.port)):
             server.process.send_signal(signal.SIGTERM)
-            assert server.wait(3) == 0
+            assert server.wait(12) == 0  # they could be idle for 15 s
 
 
 def test_a_port_in_use_is_one_line(home: Path, tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_a_port_in_use_is_one_line(home: Path, tmp_path: Path) -> None:
             env=environment(home, tmp_path),
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
         )
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and str(port) in done.stderr and "in use" in done.stderr
@@ -94,7 +95,7 @@ def test_a_host_that_cant_be_bound_is_one_line(home: Path, tmp_path: Path, host:
         env=environment(home, tmp_path),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and host in done.stderr
 
@@ -105,7 +106,7 @@ def test_a_wrong_origin_in_the_settings_is_one_line(home: Path, tmp_path: Path) 
         env=environment(home, tmp_path, MYLLM_CORS_ORIGINS='["*"]'),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "cors_origins" in done.stderr
 

@@ -120,7 +120,7 @@ class LiveServer:
         """One request; ``body`` is sent as JSON, ``raw`` as it is."""
         sent = {"content-type": "application/json"} if body is not None or raw else {}
         content = raw or (json.dumps(body).encode() if body is not None else None)
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)) as connection:
             connection.request(method, path, content, sent | (headers or {}))
             response = connection.getresponse()
             return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
