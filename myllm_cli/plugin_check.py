@@ -156,7 +156,8 @@ def _run(plugin: Plugin, models: dict[str, Model], references: dict[str, str]) -
         options = ["-q", "-p", "no:cacheprovider", "--basetemp", str(home / "tmp"), f"--junitxml={report}"]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-c", str(home / "pytest.ini"), *options, str(home / "test_plugin.py")],
-            env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""},
+            # as in a worker: threads that spin while they wait would slow each other down
+            env={"GOMP_SPINCOUNT": "1000"} | os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
