@@ -12,6 +12,8 @@ import openai
 import pytest
 
 from support.events import script
+from support.server import live_server
+from support.smollm2 import install_smollm2
 
 TALK = [{"role": "system", "content": "You tell stories."}, {"role": "user", "content": "Tell me of a fox."}]
 REASONS = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
@@ -123,18 +125,28 @@ ERRORS = {
 }
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, smollm2_gguf):
+    """A server whose model does nothing but answer: no guesses, no neighbours, no sequences brought back."""
+    home = tmp_path_factory.mktemp("alone")
+    install_smollm2(home / "models", smollm2_gguf)
+    options = {"n_parallel": 1, "speculation": "off", "cache_ram": 0, "cache_disk": 0}
+    with live_server(home, isolation="process", engine_options={"llamacpp": options}) as server:
+        yield server
+
+
 @pytest.mark.model
 @pytest.mark.parametrize(
     ("max_tokens", "stop", "reason"), [(24, ["zebra"], "length"), (200, ["."], "stop")], ids=["length", "stop"]
 )
-def test_the_same_request_has_the_same_answer(real, max_tokens, stop, reason):
-    first = Native(real).ask("smollm2", TALK, False, 7, max_tokens, stop)
+def test_the_same_request_has_the_same_answer(alone, max_tokens, stop, reason):
+    first = Native(alone).ask("smollm2", TALK, False, 7, max_tokens, stop)
     assert first.reason == reason and first.text and "zebra" not in first.text and first.prompt_tokens > 10
     for dialect in DIALECTS:
-        with closing(dialect(real)) as client:
+        with closing(dialect(alone)) as client:
             for stream in (False, True):
                 assert client.ask("smollm2", TALK, stream, 7, max_tokens, stop) == first, (dialect.__name__, stream)
-    assert Native(real).ask("smollm2", TALK, False, 8, max_tokens, stop).text != first.text
+    assert Native(alone).ask("smollm2", TALK, False, 8, max_tokens, stop).text != first.text
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
