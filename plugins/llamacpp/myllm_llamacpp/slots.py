@@ -100,6 +100,9 @@ class Slots:
 
         There must be a free slot.
         """
+        alone = self._shared and not any(slot.busy for slot in self._slots)
+        if alone:
+            self._put_in_order(history)
         restored = self._restore(history, self._source(history)[1] + _WORTH_KEEPING)
         if restored is not None:
             return restored
@@ -108,6 +111,8 @@ class Slots:
         if source is None or prefix == 0:
             return self._take(self._oldest(free), history, 0)
         others = [slot for slot in free if slot is not source]
+        if alone and len(self.resident()) == 1:
+            return self._take(source, history, prefix)
         if not source.busy and (2 * prefix >= source.cached or not others or not self._can_copy):
             return self._take(source, history, prefix)
         target = self._oldest(others)
@@ -116,6 +121,25 @@ class Slots:
         target.cached = prefix
         target.shared = prefix if source.busy else 0
         return self._take(target, history, prefix)
+
+    def _put_in_order(self, history: History) -> None:
+        """Nobody runs: see that the cells of a prompt's sequence will lie in the order of its tokens, if they can.
+
+        Attention adds up in the order of the cells, so a sequence whose cells fill the holes of others rounds otherwise.
+        One that is alone from its first token on has none to fill: the others move out, and it too comes back in order
+        when they were there before.
+        """
+        resident = self.resident()
+        if not all(self._held(slot) or self.states.takes(self.size(slot)) for slot in resident):
+            return
+        source, prefix = self._source(history)
+        if len(resident) == 1 and source is not None:
+            return
+        for slot in resident:
+            self.give_up(slot)
+        restored = self._restore(history, prefix) if prefix else None
+        if restored is not None:
+            restored.busy = False
 
     def shareable(self, history: History) -> int:
         """How many of a prompt's first tokens a running slot holds in cells that can be shared."""

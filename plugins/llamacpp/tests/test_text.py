@@ -84,6 +84,16 @@ def test_nine_at_once_write_what_each_writes_alone(load, same, unified):
         assert_equal(reply, single.run(prompt, tokens=8)[0], same)
 
 
+def test_chats_that_take_turns_write_what_each_writes_alone(load, same):
+    driver, fresh = load(), load(n_parallel=1, cache_ram=0)
+    prompts = [*PROMPTS[:3], "The quick brown fox jumps over the lazy dog and runs through the forest. " * 8]
+    driver.run(*prompts, tokens=8)  # leaves sequences all over the cache
+    for _ in range(2):
+        for prompt in prompts:
+            [reply] = driver.run(prompt, tokens=12)
+            assert_equal(reply, fresh.run(prompt, tokens=12)[0], same)
+
+
 @pytest.mark.parametrize(
     "sampling",
     [
