@@ -125,9 +125,8 @@ class Slots:
     def _put_in_order(self, history: History) -> None:
         """Nobody runs: see that the cells of a prompt's sequence will lie in the order of its tokens, if they can.
 
-        Attention adds up in the order of the cells, so a sequence whose cells fill the holes of others rounds otherwise.
-        One that is alone from its first token on has none to fill: the others move out, and it too comes back in order
-        when they were there before.
+        Attention adds up in the order of the cells, so a sequence whose cells fill the holes of others rounds
+        otherwise. One that is alone has none to fill: the others move out, and it comes back in order itself.
         """
         resident = self.resident()
         if not all(self._held(slot) or self.states.takes(self.size(slot)) for slot in resident):
