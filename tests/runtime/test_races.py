@@ -28,10 +28,22 @@ async def collect(events):
     return "".join(e.text for e in got if isinstance(e, TextDelta)), got[-1]
 
 
+BEFORE = set()
+
+
+@pytest.fixture(autouse=True)
+def servers_of_other_tests():
+    """Their workers aren't counted."""
+    BEFORE.clear()
+    BEFORE.update(child.pid for child in psutil.Process().children())
+
+
 def workers():
-    """The worker processes of this one; zombies count."""
+    """The worker processes of this one that a test has made; zombies count."""
     found = []
     for child in psutil.Process().children():
+        if child.pid in BEFORE:
+            continue
         try:
             if child.status() == psutil.STATUS_ZOMBIE or "myllm_core.runtime.worker" in child.cmdline():
                 found.append(child.pid)
@@ -103,8 +115,7 @@ def test_nobody_left_to_load_for_leaves_no_worker(settings, run, faulty):
 
     async def test(runtime):
         task = asyncio.create_task(collect(runtime.chat("faulty", "x")))
-        await asyncio.sleep(0.5)
-        assert workers()
+        await until(workers)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert await none_left()

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from myllm_core import Finish, Message, Options, Progress, TextDelta
@@ -223,11 +224,12 @@ def test_closing_while_a_model_loads_leaves_nothing(settings, run, faulty):
         with pytest.raises((MyllmError, asyncio.CancelledError)):
             await task
 
+    before = set(psutil.Process().children())
     started = time.monotonic()
     run(settings(), test)
     assert time.monotonic() - started < 12
-    children = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True).stdout
-    assert "myllm_core.runtime.worker" not in children
+    left = [child.cmdline() for child in psutil.Process().children() if child not in before]
+    assert not [command for command in left if "myllm_core.runtime.worker" in command]
 
 
 def test_errors_come_before_anything_is_loaded(settings, run):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import importlib.util
-import sys
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from myllm_core import Embeddings, MemoryEstimate, Model, ModelFacts, Sequence, Support, TokenEngine, TokenOut
+from myllm_core.allocator import give_back
 from myllm_core.engine import LoadProgress
 from myllm_core.errors import EngineMissing, IntegrityError, OutOfMemory, StorageError, UnsupportedError
 from myllm_core.runtime.memory import free_memory
@@ -143,14 +140,6 @@ class OptimumEngine(TokenEngine):
             self._loaded.decoding.close()
         self._loaded.free()
         give_back()
-
-
-def give_back() -> None:
-    """Have the C library return what is free to the system: Optimum's many objects leave holes that it would keep."""
-    gc.collect()
-    if sys.platform == "linux":
-        with suppress(AttributeError, OSError):  # musl has no such call
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ Import this module only inside functions: it brings torch in.
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch  # noqa: TID253 - this module is imported when a model is loaded
 
+from myllm_core.allocator import give_back
 from myllm_core.errors import EngineError, EngineMissing, IntegrityError, MyllmError, OutOfMemory
 from myllm_core.models.config_file import read_config
 from myllm_core.models.hub_files import HubFiles
@@ -47,7 +47,7 @@ class LoadedModel:
     def close(self) -> None:
         """Free the weights."""
         self.module = None
-        gc.collect()
+        give_back()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
