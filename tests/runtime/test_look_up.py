@@ -96,7 +96,7 @@ def test_nobody_waits_for_running_replies(runtime, sync):
     async def test():
         replies = [runtime.chat("smollm2", "Tell me a story", options=Options(max_tokens=400)) for _ in range(12)]
         running = [asyncio.create_task(events_of(reply)) for reply in replies]
-        while runtime.loaded()[0].running < 8:  # noqa: ASYNC110 - no event tells of it
+        while not runtime.loaded() or runtime.loaded()[0].running < 8:  # noqa: ASYNC110 - no event tells of it
             await asyncio.sleep(0.01)
         async with asyncio.timeout(20):
             prompt = await runtime.prompt("smollm2", TALK)
