@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
+from support.npm import install
 from support.server import LiveServer, install_echo, live_server
 from support.smollm2 import install_smollm2
 
@@ -49,15 +47,4 @@ def openai_client(base_url: str) -> Iterator[OpenAI]:
 @pytest.fixture(scope="session")
 def node_modules() -> Path:
     """A folder with the packages of ``node/package.json``, installed once."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("there is no node here; these clients are from npm")
-    wanted = (NODE / "package.json").read_bytes()
-    folder = Path(__file__).parents[2] / ".cache" / "node" / hashlib.sha256(wanted).hexdigest()[:12]
-    if not (folder / "node_modules").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "package.json").write_bytes(wanted)
-        command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"]
-        made = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
-        if made.returncode:
-            pytest.skip(f"npm can't install the clients: {made.stderr.strip()[-200:]}")
-    return folder
+    return install(NODE)
