@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from support.events import install_told
+from support.events import told_server
 from support.server import install_echo, live_server
-from support.site import Site
 from support.smollm2 import install_smollm2
 
 
@@ -23,11 +22,7 @@ def real(tmp_path_factory, smollm2_gguf):
 def pretend(tmp_path_factory):
     """A server with ``echo``, ``slow`` (50 ms a word) and ``told`` (see ``support.events``)."""
     home = tmp_path_factory.mktemp("pretend")
-    (home / "site").mkdir()
     install_echo(home / "models")
     install_echo(home / "models", "slow:latest", load_options={"delay_ms": 50})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(home / "site")
-        install_told(Site(home / "site"), home / "models")
-        with live_server(home) as server:
-            yield server
+    with told_server(home) as server:
+        yield server

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from support.events import install_told, script
+from support.events import script, told_server
 from support.server import Answer, LiveServer, StartServer, eventually, install_echo, live_server, read_until
-from support.site import Site
 
 END = ("finish", "stop")
 USAGE = {"input_tokens": 3, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 2, "output_tokens": 3}
@@ -30,13 +29,8 @@ def ask(live: LiveServer, content: Any = "Why not now?", **fields: Any) -> Answe
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """A server with the model ``told``."""
-    home = tmp_path_factory.mktemp("told")
-    (home / "site").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(home / "site")
-        install_told(Site(home / "site"), home / "models")
-        with live_server(home) as server:
-            yield server
+    with told_server(tmp_path_factory.mktemp("told")) as server:
+        yield server
 
 
 def tell(told: LiveServer, *events: tuple[str, Any], **fields: Any) -> Answer:

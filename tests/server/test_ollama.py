@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from support.events import install_told, script
+from support.events import script, told_server
 from support.server import Answer, LiveServer, StartServer, eventually, install_echo, live_server, read_until
 from support.site import Site
 
@@ -32,13 +32,8 @@ def ask(live: LiveServer, content: str = "Why not now?", **fields: Any) -> Answe
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """A server with the model ``told``."""
-    home = tmp_path_factory.mktemp("told")
-    (home / "site").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(home / "site")
-        install_told(Site(home / "site"), home / "models")
-        with live_server(home) as server:
-            yield server
+    with told_server(tmp_path_factory.mktemp("told")) as server:
+        yield server
 
 
 def tell(told: LiveServer, *events: tuple[str, Any], **fields: Any) -> Answer:

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from support.events import install_told, script
-from support.server import Answer, LiveServer, live_server
-from support.site import Site
+from support.events import script, told_server
+from support.server import Answer, LiveServer
 
 END = ("finish", "stop")
 TOP = [{"token": "Hi", "logprob": -0.25, "bytes": [72, 105]}, {"token": "?", "logprob": -9999.0, "bytes": [63]}]
@@ -19,13 +18,8 @@ TOP = [{"token": "Hi", "logprob": -0.25, "bytes": [72, 105]}, {"token": "?", "lo
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """A server with the model ``told``."""
-    home = tmp_path_factory.mktemp("told")
-    (home / "site").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(home / "site")
-        install_told(Site(home / "site"), home / "models")
-        with live_server(home) as server:
-            yield server
+    with told_server(tmp_path_factory.mktemp("told")) as server:
+        yield server
 
 
 def chat(told: LiveServer, *events: tuple[str, Any], **fields: Any) -> Answer:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from myllm_core.models.manifest import MANIFEST, Manifest, ModelFile, write_manifest
+from support.server import LiveServer, live_server
 from support.site import Site
 
 ENGINE = """
@@ -72,6 +77,17 @@ def install_told(site: Site, models_dir: Path) -> None:
     (folder / "weights").write_bytes(b"told")
     weights = ModelFile("weights", 4, hashlib.sha256(b"told").hexdigest())
     write_manifest(folder / MANIFEST, Manifest("told:latest", "told", (weights,)))
+
+
+@contextmanager
+def told_server(home: Path) -> Iterator[LiveServer]:
+    """A live server that has the model ``told`` besides what is installed in ``home``."""
+    (home / "site").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(home / "site")
+        install_told(Site(home / "site"), home / "models")
+        with live_server(home) as server:
+            yield server
 
 
 def script(*events: tuple[str, Any]) -> str:
