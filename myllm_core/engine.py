@@ -20,6 +20,7 @@ from myllm_core.types import (
     CompletionRequest,
     Embeddings,
     Event,
+    Image,
     Request,
     Sampling,
 )
@@ -172,7 +173,7 @@ class Sequence:
     many tokens the core will take at most, so that the engine can plan memory. ``logprobs`` as in
     ``ChatRequest``. With ``allowed`` only tokens that it allows may be chosen, at most one in each step, which those
     that it forces may follow; an engine that does so has the capability ``grammar``, and gets no such sequences
-    otherwise.
+    otherwise. ``images`` are those whose rows stand in the prompt (see ``TokenEngine.image_tokens``), in their order.
     """
 
     id: int
@@ -181,6 +182,7 @@ class Sequence:
     max_tokens: int
     logprobs: int | None = None
     allowed: TokenMask | None = None
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(slots=True)
@@ -210,6 +212,16 @@ class TokenEngine(Engine):
     @abstractmethod
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Token ids of ``text``, without BOS or EOS. Control tokens are recognised only when ``special``."""
+
+    def image_tokens(self, image: Image) -> list[int]:
+        """The tokens that stand for an image in a prompt: an engine that can has the capability ``vision``.
+
+        Those from 0 on are of the vocabulary (marks around the image). Each below 0 stands for one row of the
+        image's embedding and is made from a hash of the file and the row's number (31 bits), so that equal images
+        have equal tokens and prefixes with them can be reused. Quick: the rows themselves are computed in ``step``.
+        Raises ``InvalidRequest`` for a file that can't be read, ``UnsupportedError`` when the model reads no images.
+        """
+        raise UnsupportedError(f"the {self.name} engine reads no images with this model; send text only")
 
     @abstractmethod
     def piece(self, token: int) -> bytes:

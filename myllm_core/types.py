@@ -26,6 +26,18 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class Image:
+    """An image in a message: the bytes of a PNG, JPEG, GIF or WebP file.
+
+    It stands after the first ``at`` characters of the message's text; images at the same place stand in their order.
+    """
+
+    data: bytes
+    media_type: str
+    at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One message of a conversation. One of the role ``tool`` has the id of the call whose result it is."""
 
@@ -34,6 +46,7 @@ class Message:
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
