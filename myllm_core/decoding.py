@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from myllm_core.engine import Sequence, TokenOut
-from myllm_core.errors import ContextLengthError, EngineError, InvalidRequest, MyllmError
+from myllm_core.errors import EngineError, InvalidRequest, MyllmError
+from myllm_core.refusals import refusal, too_long
 from myllm_core.sampler import Floats, Sampler, log_probabilities
 
 _LEAST_SHARED = 16
@@ -84,29 +85,12 @@ class Decoding:
         """Take a sequence on; one that can't be run fails at the next step."""
         if request.id in self._runs:
             raise InvalidRequest(f"a sequence {request.id} is running already")
-        error = self._refusal(request)
+        error = refusal(request, self._backend.vocab_size, self._context_size, "context")
         if error is not None:
             self._failed.append(TokenOut(request.id, -1, error=error))
             return
         sampler = Sampler(request.sampling, self._context_size, request.tokens)
         self._runs[request.id] = _Run(request, list(request.tokens), sampler)
-
-    def _refusal(self, request: Sequence) -> MyllmError | None:
-        if len(request.tokens) > self._context_size:
-            return self._too_long(len(request.tokens))
-        if not request.tokens:
-            return InvalidRequest("the prompt is empty; send some text")
-        if min(request.tokens) < 0 or max(request.tokens) >= self._backend.vocab_size:
-            return InvalidRequest("the prompt has a token id that isn't in the model's vocabulary")
-        return None
-
-    def _too_long(self, count: int) -> ContextLengthError:
-        return ContextLengthError(
-            f"{count} tokens don't fit the context of {self._context_size}; shorten the conversation or load the "
-            "model with a larger context",
-            prompt_tokens=count,
-            context_size=self._context_size,
-        )
 
     def cancel(self, sequence_id: int) -> None:
         """Drop a sequence; unknown ids are ignored."""
@@ -127,7 +111,7 @@ class Decoding:
 
     def _write(self, runs: list[_Run]) -> list[TokenOut]:
         for run in [run for run in runs if len(run.tokens) > self._context_size]:
-            self._fail(run, self._too_long(len(run.tokens)))
+            self._fail(run, too_long(len(run.tokens), self._context_size, "context"))
             runs = [other for other in runs if other is not run]
         if not runs:
             return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,25 +27,30 @@ Encode = Callable[[Ints, Ints], Floats]
 class Embedder:
     """Makes one vector of each text: several texts at once, the shorter ones filled up."""
 
-    def __init__(self, encode: Encode, files: HubFiles, tokenizer: TokenizerFile) -> None:
-        """Raises ``UnsupportedError`` for a pooling that isn't known."""
+    def __init__(self, encode: Encode, files: HubFiles, tokenizer: TokenizerFile, longest: int = 512) -> None:
+        """``longest`` is the limit where the files name none. Raises ``UnsupportedError`` for an unknown pooling."""
         self._encode = encode
         self._tokenizer = tokenizer
         self._recipe = read_recipe(files)
         limits = [files.trained_context, self._recipe.limit]
-        self.limit = min([limit for limit in limits if limit], default=512)
+        self.limit = min([limit for limit in limits if limit], default=longest)
 
-    def embed(self, inputs: Sequence[str]) -> Embeddings:
-        """One vector per input. Raises ``ContextLengthError``, ``InvalidRequest``, ``EngineError``."""
+    def steps(self, inputs: Sequence[str]) -> Generator[None, None, Embeddings]:
+        """One vector per input, several in each step.
+
+        Raises ``ContextLengthError``, ``InvalidRequest``, ``EngineError``.
+        """
         tokens = [self._tokens(number, text) for number, text in enumerate(inputs)]
-        vectors: list[list[float]] = []
+        vectors: dict[int, list[float]] = {}
         for group in _groups(tokens):
-            vectors += self._finished(self._run(group)).tolist()
-        return Embeddings(vectors, sum(map(len, tokens)))
+            found = self._finished(self._run([tokens[number] for number in group]))
+            vectors |= dict(zip(group, found.tolist(), strict=True))
+            yield
+        return Embeddings([vectors[number] for number in range(len(tokens))], sum(map(len, tokens)))
 
     def _tokens(self, number: int, text: str) -> list[int]:
-        text = text.lower() if self._recipe.lower else text
-        tokens = self._tokenizer.tokenize_whole(self._recipe.prompt + text)
+        prompt = self._recipe.prompt + (text.lower() if self._recipe.lower else text)
+        tokens = self._tokenizer.tokenize_whole(prompt) if text else []
         if not tokens:
             raise InvalidRequest("an input is empty; send some text", input=number)
         if len(tokens) > self.limit:
@@ -76,16 +81,14 @@ class Embedder:
         return scaled
 
 
-def _groups(inputs: list[list[int]]) -> Iterator[list[list[int]]]:
-    """Neighbours that are computed together."""
-    group: list[list[int]] = []
-    longest = 0
-    for tokens in inputs:
-        longest = max(longest, len(tokens))
-        if group and (len(group) == _ROWS or longest * (len(group) + 1) > _BATCH_TOKENS):
+def _groups(tokens: list[list[int]]) -> Iterator[list[int]]:
+    """Numbers of inputs that are computed together: of about the same length, so that little is filled up."""
+    group: list[int] = []
+    for number in sorted(range(len(tokens)), key=lambda number: len(tokens[number])):
+        if group and (len(group) == _ROWS or (len(group) + 1) * len(tokens[number]) > _BATCH_TOKENS):
             yield group
-            group, longest = [], len(tokens)
-        group.append(tokens)
+            group = []
+        group.append(number)
     if group:
         yield group
 

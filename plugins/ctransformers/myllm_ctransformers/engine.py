@@ -5,17 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from myllm_core import LoadOption, MemoryEstimate, Model, ModelFacts, Sequence, Support, TokenEngine, TokenOut
+from myllm_core import LoadOption, MemoryEstimate, Model, ModelFacts, Support
+from myllm_core.assembled import WRITES, AssembledEngine, Parts
 from myllm_core.engine import LoadProgress
 from myllm_core.errors import EngineMissing, InvalidOption, MyllmError
-from myllm_core.types import Sampling
 from myllm_ctransformers.header import Header, read_header
 
 if TYPE_CHECKING:
-    from myllm_core.decoding import Decoding
     from myllm_ctransformers.native import NativeModel
 
 _INSTALL = 'pip install "myllm[ctransformers]"'
@@ -25,26 +23,18 @@ _CHUNK = 64
 _ENDS = ("</s>", "<|endoftext|>", "<|im_end|>", "<|end|>", "<|end_of_text|>", "<|eot_id|>", "### End")
 
 
-class CTransformersEngine(TokenEngine):
+class CTransformersEngine(AssembledEngine):
     """A model file of 2023 on ctransformers: one sequence at a time, on the processor."""
 
     name = "ctransformers"
     formats = frozenset({"ggml", "gguf"})
-    sampling: ClassVar[frozenset[str]] = frozenset(field.name for field in fields(Sampling))
     needs_process: ClassVar[bool] = True
-    max_sequences = 1
     load_options = (
         LoadOption("n_ctx", 0, "tokens that a sequence may have; 0: as the file says, at most 4096"),
         LoadOption("n_threads", 0, "processor threads; 0: one for each core, at most 8"),
         LoadOption("use_mmap", True, "map the file into memory instead of reading it (GGUF and LLaMA only)"),
         LoadOption("model_type", "", "kind of the file, where its name doesn't tell: starcoder, dolly-v2"),
     )
-
-    def __init__(self, model: NativeModel, decoding: Decoding, facts: ModelFacts) -> None:
-        """Put the loaded parts together; ``load`` makes them."""
-        self._model = model
-        self._decoding = decoding
-        self._facts = facts
 
     @classmethod
     def probe(cls, model: Model) -> Support:
@@ -88,37 +78,7 @@ class CTransformersEngine(TokenEngine):
             raise EngineMissing(f"ctransformers can't be used here: {error}; try: {_INSTALL}") from error
         progress(1.0)
         facts = _facts(native, header)
-        return cls(native, Decoding(native, facts.context_size, 1, _CHUNK), facts)
-
-    @property
-    def facts(self) -> ModelFacts:
-        """What is true of the loaded model."""
-        return self._facts
-
-    def tokenize(self, text: str, special: bool) -> list[int]:
-        """Token ids of a piece of a prompt."""
-        return self._model.tokenize(text, special)
-
-    def piece(self, token: int) -> bytes:
-        """The bytes that a token stands for; empty for control tokens."""
-        return self._model.piece(token)
-
-    def add(self, sequence: Sequence) -> None:
-        """Take a sequence on."""
-        self._decoding.add(sequence)
-
-    def cancel(self, sequence_id: int) -> None:
-        """Drop a sequence."""
-        self._decoding.cancel(sequence_id)
-
-    def step(self) -> list[TokenOut]:
-        """One token more, or a piece of the prompt."""
-        return self._decoding.step()
-
-    def close(self) -> None:
-        """Give all memory back; may be called twice."""
-        self._decoding.close()
-        self._model.free()
+        return cls(Parts(native, facts, native.free, Decoding(native, facts.context_size, 1, _CHUNK)))
 
 
 def _header(model: Model, kind: str = "") -> Header:
@@ -146,5 +106,5 @@ def _facts(native: NativeModel, header: Header) -> ModelFacts:
         eos_text=texts.get(native.eos, ""),
         eos_tokens=frozenset(ends),
         special_tokens=tuple(header.control),
-        capabilities=frozenset({"chat", "complete", "grammar", "logprobs"}),
+        capabilities=WRITES,
     )

@@ -14,7 +14,7 @@ from myllm_core import Embeddings, MemoryEstimate, Model, ModelFacts, Sequence, 
 from myllm_core.engine import LoadProgress
 from myllm_core.errors import EngineError, EngineMissing, OutOfMemory, UnsupportedError
 from myllm_core.types import Sampling
-from myllm_llamacpp.options import LOAD_OPTIONS, MAX_ROWS, LoadSettings, parse_load_options
+from myllm_llamacpp.options import MAX_ROWS, LoadSettings
 
 if TYPE_CHECKING:
     from myllm_llamacpp.context import Context
@@ -36,7 +36,7 @@ class LlamaCppEngine(TokenEngine):
 
     name = "llamacpp"
     formats = frozenset({"gguf"})
-    load_options = LOAD_OPTIONS
+    load_options = LoadSettings.load_options()
     sampling: ClassVar[frozenset[str]] = frozenset(field.name for field in fields(Sampling))
 
     def __init__(
@@ -76,7 +76,7 @@ class LlamaCppEngine(TokenEngine):
         from myllm_llamacpp import devices, hardware, memory
         from myllm_llamacpp.files import files_of
 
-        settings = parse_load_options(options)
+        settings = LoadSettings.parse(options)
         files, free = files_of(model, settings), hardware.free_memory()
         split = _split(files, settings, free, devices.ask_gpus() if settings.n_gpu_layers else [], now=False)
         size = files.size + memory.draft_bytes(files, settings, free)
@@ -91,7 +91,7 @@ class LlamaCppEngine(TokenEngine):
         """
         from myllm_llamacpp.files import files_of
 
-        settings = parse_load_options(options)
+        settings = LoadSettings.parse(options)
         return cls._load(model, files_of(model, settings), settings, progress)
 
     @classmethod

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from myllm_core import LoadOption
-from myllm_core.errors import InvalidOption
+from myllm_core.load_options import LoadOptions
 from myllm_llamacpp.hardware import has_gpu_backend
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
@@ -26,10 +24,8 @@ _MOST_CACHE = 2**24
 _GUESSES = 16
 
 
-class LoadSettings(BaseModel):
+class LoadSettings(LoadOptions):
     """How a model is loaded. 0 and ``auto`` mean: what fits this machine and model."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     n_ctx: int = Field(
         0, ge=0, le=_TOO_BIG, description="tokens that all sequences hold together; 0 chooses by model and memory"
@@ -127,28 +123,3 @@ class LoadSettings(BaseModel):
         if self.flash_attn == "off" and self.type_v not in ("f32", "f16", "bf16"):
             raise ValueError(f"type_v {self.type_v} needs flash attention; set flash_attn to auto or on")
         return self
-
-
-def parse_load_options(given: Mapping[str, Any]) -> LoadSettings:
-    """Validate load options. Raises ``InvalidOption`` that names the option, what is wrong, and the known ones."""
-    try:
-        return LoadSettings.model_validate(dict(given))
-    except ValidationError as error:
-        raise InvalidOption(_message(error)) from None
-
-
-def _message(error: ValidationError) -> str:
-    first = error.errors()[0]
-    if first["type"] == "value_error":
-        return f"load options: {first['ctx']['error']}"
-    name = str(first["loc"][0])
-    if first["type"] == "extra_forbidden":
-        return f"unknown load option {name[:60]}; known: {', '.join(LoadSettings.model_fields)}"
-    return f"load option {name}: {first['msg'][0].lower()}{first['msg'][1:]}"
-
-
-LOAD_OPTIONS = tuple(
-    LoadOption(name, field.default, field.description or "", type(field.default))
-    for name, field in LoadSettings.model_fields.items()
-)
-"""What ``Engine.load_options`` says, made from ``LoadSettings``."""

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from myllm_core.engine import Sequence, TokenOut
-from myllm_core.errors import ContextLengthError, EngineError, InvalidRequest, MyllmError
+from myllm_core.errors import EngineError, InvalidRequest, MyllmError
+from myllm_core.refusals import refusal, too_long
 from myllm_core.sampler import Sampler, log_probabilities
 from myllm_llamacpp.context import Context, Ints, as_tokens
 from myllm_llamacpp.draft import Drafter, Wish
@@ -127,7 +128,7 @@ class Scheduler:
         """Take a sequence on; one that can't be run fails at the next step."""
         if request.id in self._runs:
             raise InvalidRequest(f"a sequence {request.id} is running already")
-        error = self._refusal(request)
+        error = refusal(request, self.context.vocab_size, self.context_size, "n_ctx")
         if error is not None:
             self._failed.append(TokenOut(request.id, -1, error=error))
             return
@@ -137,24 +138,6 @@ class Scheduler:
         lookup = Lookup(self.context.vocab_size, history.length) if looks_up else None
         run = self._runs[request.id] = Run(request, history, sampler, lookup)
         self._waiting.append(run)
-
-    def _refusal(self, request: Sequence) -> MyllmError | None:
-        count = len(request.tokens)
-        if count > self.context_size:
-            return self._too_long(count)
-        if not count:
-            return InvalidRequest("the prompt is empty; send some text")
-        if min(request.tokens) < 0 or max(request.tokens) >= self.context.vocab_size:
-            return InvalidRequest("the prompt has a token id that isn't in the model's vocabulary")
-        return None
-
-    def _too_long(self, count: int) -> ContextLengthError:
-        return ContextLengthError(
-            f"{count} tokens don't fit the context of {self.context_size}; shorten the conversation or load the "
-            "model with a larger n_ctx",
-            prompt_tokens=count,
-            context_size=self.context_size,
-        )
 
     def cancel(self, sequence_id: int) -> None:
         """Drop a sequence; unknown ids are ignored. What it has read stays cached for the next one."""
@@ -215,7 +198,7 @@ class Scheduler:
     def _retire(self) -> None:
         for run in [run for run in self._running if run.history.length > self.context_size]:
             if self.keep is None:
-                self._fail(run, self._too_long(run.history.length))
+                self._fail(run, too_long(run.history.length, self.context_size, "n_ctx"))
             else:
                 self._shift(run, self.keep)
 

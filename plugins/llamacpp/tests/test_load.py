@@ -13,7 +13,7 @@ import psutil
 import pytest
 from myllm_llamacpp import hardware, memory
 from myllm_llamacpp.engine import LlamaCppEngine
-from myllm_llamacpp.options import LoadSettings, parse_load_options
+from myllm_llamacpp.options import LoadSettings
 
 from myllm_core import Manifest, Model, ModelFile
 from myllm_core.errors import EngineError, InvalidOption, OutOfMemory
@@ -197,7 +197,7 @@ def test_an_estimate_grows_with_context_and_shrinks_with_smaller_cache_types(smo
 )
 def test_the_context_is_chosen_by_model_and_memory(smollm2_gguf, trained, options, free, tokens):
     shape = replace(memory.shape_of(read_gguf(smollm2_gguf)), trained_context=trained)
-    assert shape.context(parse_load_options(options), 0, free) == tokens
+    assert shape.context(LoadSettings.parse(options), 0, free) == tokens
 
 
 def test_memory_decides_between_the_extremes(smollm2_gguf):

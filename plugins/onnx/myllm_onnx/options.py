@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from myllm_core import LoadOption
-from myllm_core.errors import InvalidOption
+from myllm_core.load_options import LoadOptions
 
 Provider = Literal["cpu", "cuda", "dml"]
 
 
-class LoadSettings(BaseModel):
+class LoadSettings(LoadOptions):
     """How a model is loaded. 0 means: what fits this machine and model."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     max_length: int = Field(
         0, ge=0, le=2**24, description="tokens that one sequence may hold; 0 chooses by model and memory"
@@ -31,26 +27,3 @@ class LoadSettings(BaseModel):
         False, description="threads wait for work by spinning: a little faster alone, slower beside other programs"
     )
     file_name: str = Field("", description="the ONNX file to load, when the model has several; empty takes the first")
-
-
-def parse_load_options(given: Mapping[str, Any]) -> LoadSettings:
-    """Validate load options. Raises ``InvalidOption`` that names the option, what is wrong, and the known ones."""
-    try:
-        return LoadSettings.model_validate(dict(given))
-    except ValidationError as error:
-        raise InvalidOption(_message(error)) from None
-
-
-def _message(error: ValidationError) -> str:
-    first = error.errors()[0]
-    name = str(first["loc"][0])
-    if first["type"] == "extra_forbidden":
-        return f"unknown load option {name[:60]}; known: {', '.join(LoadSettings.model_fields)}"
-    return f"load option {name}: {first['msg'][0].lower()}{first['msg'][1:]}"
-
-
-LOAD_OPTIONS = tuple(
-    LoadOption(name, field.default, field.description or "", type(field.default))
-    for name, field in LoadSettings.model_fields.items()
-)
-"""What ``Engine.load_options`` says, made from ``LoadSettings``."""

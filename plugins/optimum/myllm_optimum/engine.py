@@ -3,45 +3,33 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
-from collections.abc import Sequence as Seq
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
 
-from myllm_core import Embeddings, MemoryEstimate, Model, ModelFacts, Sequence, Support, TokenEngine, TokenOut
+from myllm_core import MemoryEstimate, Model, Support
 from myllm_core.allocator import give_back
+from myllm_core.assembled import WRITES, AssembledEngine, Parts
 from myllm_core.engine import LoadProgress
 from myllm_core.errors import EngineMissing, IntegrityError, OutOfMemory, StorageError, UnsupportedError
 from myllm_core.runtime.memory import free_memory
-from myllm_core.types import Sampling
 from myllm_optimum.files import Export, find_export, probe_export
-from myllm_optimum.options import LOAD_OPTIONS, LoadSettings, parse_load_options
+from myllm_optimum.options import LoadSettings
 
 if TYPE_CHECKING:
-    from myllm_core.decoding import Decoding
-    from myllm_core.embedding import Embedder
     from myllm_core.models.tokenizer_file import TokenizerFile
 
 _INSTALL = 'pip install "myllm[optimum]"'
 _SCORE = 60  # below the engine onnx, which runs several sequences in one pass
-_WRITES = ("chat", "complete", "grammar", "logprobs")
 _AUTO_LIMIT = 4096
 _FIXED = 400 * 2**20  # torch, transformers and Optimum
 
 
-class OptimumEngine(TokenEngine):
+class OptimumEngine(AssembledEngine):
     """An ONNX model that Optimum exported: a decoder with past keys and values, or a text encoder."""
 
     name = "optimum"
     formats = frozenset({"onnx"})
-    load_options = LOAD_OPTIONS
-    sampling: ClassVar[frozenset[str]] = frozenset(field.name for field in fields(Sampling))
-
-    def __init__(self, tokenizer: TokenizerFile, loaded: _Loaded, max_sequences: int) -> None:
-        """Put the loaded parts together; ``load`` makes them."""
-        self._tokenizer = tokenizer
-        self._loaded = loaded
-        self.max_sequences = max_sequences
+    load_options = LoadSettings.load_options()
 
     @classmethod
     def probe(cls, model: Model) -> Support:
@@ -60,7 +48,7 @@ class OptimumEngine(TokenEngine):
     @classmethod
     def estimate(cls, model: Model, options: Mapping[str, Any]) -> MemoryEstimate:
         """Weights, cache and the libraries. Raises ``IntegrityError`` for damaged files, ``UnsupportedError``."""
-        settings = parse_load_options(options)
+        settings = LoadSettings.parse(options)
         export = find_export(model, settings.file_name)
         config = export.files.text_config
         sizes = [config.get(key) for key in ("num_hidden_layers", "hidden_size")]
@@ -75,7 +63,7 @@ class OptimumEngine(TokenEngine):
         Raises ``InvalidOption``, ``UnsupportedError``, ``IntegrityError`` for files that are damaged or name others,
         and ``EngineError`` (``EngineMissing``, ``OutOfMemory``).
         """
-        settings = parse_load_options(options)
+        settings = LoadSettings.parse(options)
         export = find_export(model, settings.file_name)
         free = free_memory()
         if export.size > free:
@@ -90,66 +78,16 @@ class OptimumEngine(TokenEngine):
 
             tokenizer = TokenizerFile(export.files.need("tokenizer.json"), export.files.special_texts())
             progress(0.1)
-            loaded = _load_model(export, settings, tokenizer)
+            parts = _load_model(export, settings, tokenizer)
         except ImportError as error:
             raise EngineMissing(f"Optimum can't be used here: {error}; try: {_INSTALL}") from error
         progress(1.0)
-        return cls(tokenizer, loaded, settings.max_sequences)
-
-    @property
-    def facts(self) -> ModelFacts:
-        """What is true of the loaded model."""
-        return self._loaded.facts
-
-    @property
-    def _running(self) -> Decoding:
-        if self._loaded.decoding is None:
-            raise UnsupportedError("this model makes embeddings and can't write text; use a chat model")
-        return self._loaded.decoding
-
-    def tokenize(self, text: str, special: bool) -> list[int]:
-        """Token ids of a piece of a prompt; see ``TokenizerFile.tokenize`` for SentencePiece's leading space."""
-        return self._tokenizer.tokenize(text, special)
-
-    def piece(self, token: int) -> bytes:
-        """The bytes that a token stands for; empty for control tokens."""
-        return self._tokenizer.piece(token)
-
-    def add(self, sequence: Sequence) -> None:
-        """Take a sequence on. Raises ``UnsupportedError`` for a model that only makes embeddings."""
-        self._running.add(sequence)
-
-    def cancel(self, sequence_id: int) -> None:
-        """Drop a sequence; what it has read is kept for a prompt that begins the same."""
-        if self._loaded.decoding is not None:
-            self._loaded.decoding.cancel(sequence_id)
-
-    def step(self) -> list[TokenOut]:
-        """A token of every sequence that writes, and a chunk of a prompt."""
-        return self._running.step()
-
-    def embed(self, inputs: Seq[str]) -> Embeddings:
-        """One vector per input. Raises ``ContextLengthError``, ``InvalidRequest``, ``UnsupportedError``."""
-        if self._loaded.embedder is None:
-            raise UnsupportedError("this model writes text and makes no embeddings; use an embedding model")
-        return self._loaded.embedder.embed(inputs)
+        return cls(parts)
 
     def close(self) -> None:
-        """Free the model."""
-        if self._loaded.decoding is not None:
-            self._loaded.decoding.close()
-        self._loaded.free()
+        """Free the model; torch's allocator keeps what it can."""
+        super().close()
         give_back()
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """A model that writes has ``decoding``, one that makes embeddings ``embedder``."""
-
-    facts: ModelFacts
-    free: Callable[[], None]
-    decoding: Decoding | None = None
-    embedder: Embedder | None = None
 
 
 def _context(export: Export, settings: LoadSettings) -> int:
@@ -159,7 +97,7 @@ def _context(export: Export, settings: LoadSettings) -> int:
     return min(trained or _AUTO_LIMIT, _AUTO_LIMIT)
 
 
-def _load_model(export: Export, settings: LoadSettings, tokenizer: TokenizerFile) -> _Loaded:
+def _load_model(export: Export, settings: LoadSettings, tokenizer: TokenizerFile) -> Parts:
     from myllm_core.decoding import Decoding
     from myllm_core.embedding import Embedder
     from myllm_core.models.tokenizer_file import hub_facts
@@ -170,10 +108,10 @@ def _load_model(export: Export, settings: LoadSettings, tokenizer: TokenizerFile
         encoder = Encoder(model)
         embedder = Embedder(encoder.run, export.files, tokenizer)
         facts = hub_facts(export.files, tokenizer, embedder.limit, tokenizer.size, {"embed"})
-        return _Loaded(facts, encoder.free, embedder=embedder)
+        return Parts(tokenizer, facts, encoder.free, embedder=embedder)
     said = export.files.text_config.get("vocab_size")
     backend = DecoderBackend(model, said if type(said) is int and 0 < said < 2**24 else 0)
     context = _context(export, settings)
-    facts = hub_facts(export.files, tokenizer, context, backend.vocab_size, _WRITES)
+    facts = hub_facts(export.files, tokenizer, context, backend.vocab_size, WRITES)
     decoding = Decoding(backend, context, settings.max_sequences, settings.chunk_size)
-    return _Loaded(facts, backend.free, decoding=decoding)
+    return Parts(tokenizer, facts, backend.free, decoding, max_sequences=settings.max_sequences)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from myllm_core import LoadOption
-from myllm_core.errors import InvalidOption
+from myllm_core.load_options import LoadOptions
 
 Quantization = Literal["none", "bitsandbytes-8bit", "bitsandbytes-4bit", "torchao-int8"]
 
 
-class LoadSettings(BaseModel):
+class LoadSettings(LoadOptions):
     """How a model is loaded. 0 and ``auto`` mean: what fits this machine and model."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     device: str = Field(
         "auto",
@@ -38,29 +34,3 @@ class LoadSettings(BaseModel):
     max_sequences: int = Field(8, ge=1, le=256, description="how many sequences run at the same time")
     n_batch: int = Field(512, ge=1, le=2**16, description="most tokens of a prompt in one forward pass")
     n_threads: int = Field(0, ge=0, le=512, description="processor threads; 0 leaves the choice to torch")
-
-
-def parse_load_options(given: Mapping[str, Any]) -> LoadSettings:
-    """Validate load options. Raises ``InvalidOption`` that names the option, what is wrong, and the known ones."""
-    try:
-        return LoadSettings.model_validate(dict(given))
-    except ValidationError as error:
-        raise InvalidOption(_message(error)) from None
-
-
-def _message(error: ValidationError) -> str:
-    first = error.errors()[0]
-    name = str(first["loc"][0])
-    if first["type"] == "extra_forbidden":
-        return f"unknown load option {name[:60]}; known: {', '.join(LoadSettings.model_fields)}"
-    if first["type"] == "string_pattern_mismatch":
-        about = LoadSettings.model_fields[name].description
-        return f"load option {name} can't be {str(first['input'])[:60]!r}: {about}"
-    return f"load option {name}: {first['msg'][0].lower()}{first['msg'][1:]}"
-
-
-LOAD_OPTIONS = tuple(
-    LoadOption(name, field.default, field.description or "", type(field.default))
-    for name, field in LoadSettings.model_fields.items()
-)
-"""What ``Engine.load_options`` says, made from ``LoadSettings``."""
