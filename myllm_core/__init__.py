@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         Embeddings,
         Event,
         Finish,
+        Image,
         Message,
         Progress,
         ReasoningDelta,
@@ -68,8 +69,8 @@ _HOMES = {
     "session_store": ("NewMessage", "Session", "SessionStore", "StoredMessage"),
     "settings": ("Settings", "load_settings"),
     "types": (
-        "ChatRequest", "CompletionRequest", "ContextReport", "Embeddings", "Event", "Finish", "Message", "Progress",
-        "ReasoningDelta", "Sampling", "TextDelta", "Timings", "Tool", "ToolCall", "ToolCallDelta",
+        "ChatRequest", "CompletionRequest", "ContextReport", "Embeddings", "Event", "Finish", "Image", "Message",
+        "Progress", "ReasoningDelta", "Sampling", "TextDelta", "Timings", "Tool", "ToolCall", "ToolCallDelta",
         "Tools", "Usage",
     ),
 }  # fmt: skip
@@ -85,6 +86,7 @@ __all__ = [
     "Engine",
     "Event",
     "Finish",
+    "Image",
     "LoadOption",
     "Manifest",
     "MemoryEstimate",

@@ -9,11 +9,13 @@ The headers: PNG (W3C, section 11.2.2), JPEG (ITU T.81, annex B), GIF89a (sectio
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from myllm_core.errors import EngineError, InvalidRequest
 from myllm_core.types import Image
@@ -87,6 +89,21 @@ def decode_rgb(image: Image) -> PIL.Image.Image:
     except Exception as error:  # a decoder may raise anything for a stranger's file
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise InvalidRequest(_BROKEN.format(why=why)) from error
+
+
+def decode_base64(text: str) -> bytes:
+    """The bytes of an image in base64 (RFC 4648, also without padding). Raises ``InvalidRequest``."""
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except ValueError:
+        raise InvalidRequest("images: the data isn't base64; send the bytes of the file in base64") from None
+
+
+def write_images(images: Iterable[Image]) -> list[dict[str, Any]]:
+    """Images as JSON values: ``data`` in base64, ``type`` and ``at``."""
+    return [
+        {"data": base64.b64encode(image.data).decode(), "type": image.media_type, "at": image.at} for image in images
+    ]
 
 
 def _read(data: bytes) -> Header:

@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from myllm_core.errors import ConfigError
+from myllm_core.images import MAX_PIXELS, MOST_PIXELS
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
 _FOREVER = 1e12  # seconds; more than a float holds would fail
@@ -71,8 +72,13 @@ class Settings(BaseSettings):
     ssl_keyfile_password: str = Field("", repr=False, description="password of the private key")
     allowed_hosts: list[str] = Field(default_factory=list, description="further names for the Host header")
     cors_origins: list[str] = Field(default_factory=list, description="web origins that may call the server")
-    max_body_bytes: int = Field(10 * 2**20, ge=1024, description="largest request body")
+    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="largest request body")
     max_messages: int = Field(10_000, ge=1, description="most messages of a request")
+    max_images: int = Field(32, ge=0, description="most images of a request")
+    max_image_bytes: int = Field(20 * 2**20, ge=1024, description="largest image file")
+    max_image_pixels: int = Field(
+        MAX_PIXELS, ge=1, le=MOST_PIXELS, description="most pixels of an image, which are decoded in memory"
+    )
     max_json_depth: int = Field(64, ge=8, le=500, description="how deep a request body may be nested")
     max_tokens: int = Field(
         0, ge=0, le=2**20, description="most tokens of a reply, whether it asks for more or for none; 0: no limit"

@@ -9,7 +9,7 @@ else is tokenized as the model was trained: in one piece, control tokens and all
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from myllm_core.errors import InvalidRequest
@@ -25,7 +25,7 @@ class Literals:
         ordered = sorted({marker for marker in markers if marker.strip()}, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
 
-    def protect(self, value: Any, fence: tuple[str, str]) -> Any:
+    def protect(self, value: Any, fence: Sequence[str]) -> Any:
         """A copy of JSON values in which every marker stands between the two characters of ``fence``."""
         if isinstance(value, str):
             return self._pattern.sub(lambda m: f"{fence[0]}{m[0]}{fence[1]}", value) if self._pattern else value
@@ -35,7 +35,7 @@ class Literals:
             return {self.protect(key, fence): self.protect(item, fence) for key, item in value.items()}
         return value
 
-    def tokenize(self, text: str, fence: tuple[str, str], tokenize: Tokenize) -> list[int]:
+    def tokenize(self, text: str, fence: Sequence[str], tokenize: Tokenize) -> list[int]:
         """Token ids of a rendered prompt; what stands between the fence's characters is plain text."""
         opening, closing = fence
         tokens: list[int] = []
@@ -55,10 +55,10 @@ class Literals:
         return tokenize(text[:cut], False) + self.plain(text[cut:], tokenize)
 
 
-def choose_fence(texts: Iterable[str]) -> tuple[str, str]:
-    """Two noncharacters that occur in none of the texts. Raises ``InvalidRequest`` when all are used."""
+def choose_fence(texts: Iterable[str], count: int = 2) -> tuple[str, ...]:
+    """Noncharacters that occur in none of the texts. Raises ``InvalidRequest`` when all are used."""
     used = set().union(*(set(text) & set(_NONCHARACTERS) for text in texts)) if texts else set()
     free = [char for char in _NONCHARACTERS if char not in used]
-    if len(free) < 2:
+    if len(free) < count:
         raise InvalidRequest("the messages use nearly all of Unicode's noncharacters U+FDD0 to U+FDEF; remove some")
-    return free[0], free[1]
+    return tuple(free[:count])

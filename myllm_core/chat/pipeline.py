@@ -31,7 +31,7 @@ from myllm_core.types import (
     Usage,
 )
 
-__all__ = ["Pipeline", "Prepared", "Preparer", "all_pieces", "run_alone", "text_of"]
+__all__ = ["Pipeline", "Prepared", "Preparer", "all_pieces", "preparer_of", "run_alone", "text_of"]
 
 _ENDLESS = 10
 """Contexts that a reply may be long where the engine goes on past one and nobody set a limit."""
@@ -197,7 +197,8 @@ class Pipeline:
             self._running[reply.rid] = reply
             request = reply.request
             prompt, limit = reply.prepared.tokens, reply.limit
-            sequence = Sequence(reply.rid, prompt, request.sampling, limit, request.logprobs, reply.constraint)
+            images = reply.prepared.images
+            sequence = Sequence(reply.rid, prompt, request.sampling, limit, request.logprobs, reply.constraint, images)
             try:
                 self._engine.add(sequence)
             except Exception as error:  # noqa: BLE001 - a stranger's engine may raise anything
@@ -278,10 +279,15 @@ def text_of(engine: TokenEngine, tokens: list[int]) -> str:
     return b"".join(engine.piece(token) for token in tokens).decode("utf-8", "replace")
 
 
+def preparer_of(engine: TokenEngine) -> Preparer:
+    """What makes prompts for an engine that nobody else uses, on this thread."""
+    return Preparer(engine.facts, engine.tokenize, lambda: all_pieces(engine), image_tokens=engine.image_tokens)
+
+
 def run_alone(engine: TokenEngine, request: Request) -> Iterator[Event]:
     """Run one request on an engine that nobody else uses, on this thread."""
     pipeline = Pipeline(engine)
-    prepared = Preparer(engine.facts, engine.tokenize, lambda: all_pieces(engine)).prepare(request)
+    prepared = preparer_of(engine).prepare(request)
     pipeline.start(0, request, prepared)
     try:
         while pipeline.busy:

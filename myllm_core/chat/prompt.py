@@ -11,7 +11,9 @@ import jinja2
 
 from myllm_core.chat.constraint import Constraint, Constraints
 from myllm_core.chat.fallbacks import Fallback, choose_fallback
+from myllm_core.chat.images import ImageTokens, Tokens, in_order, marked, shown, split
 from myllm_core.chat.literal import Literals, Tokenize, choose_fence
+from myllm_core.chat.parts import in_parts, parted_roles
 from myllm_core.chat.sandbox import compile_template, render
 from myllm_core.chat.tools.parser import ToolCallParser
 from myllm_core.chat.tools.rule import tool_rule
@@ -19,7 +21,17 @@ from myllm_core.chat.tools.syntax import SYNTAXES, Syntax, choose_syntax
 from myllm_core.chat.tools.template import Abilities, abilities_of, as_values, functions, with_instructions
 from myllm_core.engine import ModelFacts
 from myllm_core.errors import ContextLengthError, InvalidRequest, TemplateError, UnsupportedError
-from myllm_core.types import ChatRequest, CompletionRequest, ContextReport, Message, Prompt, Request, Sampling, Tools
+from myllm_core.types import (
+    ChatRequest,
+    CompletionRequest,
+    ContextReport,
+    Image,
+    Message,
+    Prompt,
+    Request,
+    Sampling,
+    Tools,
+)
 
 _REPLY_ROOM = 512
 
@@ -37,19 +49,43 @@ class Prepared:
     calls: ToolCallParser | None = None
     markers: Mapping[int, bytes] = field(default_factory=dict)
     """What control tokens mean that belong to the syntax of calls; ``piece`` says nothing of them."""
+    images: tuple[Image, ...] = ()
+    """Those whose rows stand in the prompt, in their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Chat:
+    """A conversation as its template renders it; three noncharacters mark what is literal, and images."""
+
+    text: str
+    fence: tuple[str, str]
+    mark: str
+    images: list[Image]
+
+    @property
+    def plain(self) -> str:
+        """What people may read."""
+        return shown(self.text, self.mark).replace(self.fence[0], "").replace(self.fence[1], "")
 
 
 class Preparer:
     """Makes prompts for one loaded model.
 
-    ``prepare`` may run on any one thread; ``tokenize`` and ``pieces`` (the bytes of every token) find their own.
+    ``prepare`` may run on any one thread; ``tokenize``, ``image_tokens`` and ``pieces`` (the bytes of every token) find
+    their own.
     """
 
     def __init__(
-        self, facts: ModelFacts, tokenize: Tokenize, pieces: Callable[[], list[bytes]], names: str = ""
+        self,
+        facts: ModelFacts,
+        tokenize: Tokenize,
+        pieces: Callable[[], list[bytes]],
+        names: str = "",
+        image_tokens: Tokens | None = None,
     ) -> None:
         self._facts = facts
         self._tokenize = tokenize
+        self._images = ImageTokens(image_tokens) if image_tokens and "vision" in facts.capabilities else None
         self._constraints = Constraints(facts, pieces, tokenize)
         self._fallback: Fallback | None = None
         self._source = facts.chat_template or ""
@@ -65,6 +101,11 @@ class Preparer:
     @cached_property
     def _template(self) -> jinja2.Template:
         return compile_template(self._source)
+
+    @cached_property
+    def _parted(self) -> frozenset[str]:
+        """The roles whose text the template takes in parts only."""
+        return parted_roles(self._source, lambda messages: self._render_as_is(messages, None, {}))
 
     @cached_property
     def _abilities(self) -> Abilities:
@@ -121,19 +162,19 @@ class Preparer:
         tools = _callable(request)
         constraint = self._constraint(request, tools)
         turns = _Turns(request.messages)
-        text, tokens = self._chat_tokens(list(request.messages), request)
+        chat, tokens = self._chat_tokens(list(request.messages), request)
         full, size = len(tokens), self._facts.context_size
         room = min(request.max_tokens or _REPLY_ROOM, size // 4)
         dropped: list[int] = []
         if full > size - room and request.fit == "drop" and turns.droppable:
             count = self._fewest(turns, size - room, request)
             dropped = turns.indexes(count)
-            text, tokens = self._chat_tokens(turns.without(count), request)
+            chat, tokens = self._chat_tokens(turns.without(count), request)
         self._check(len(tokens), full)
         report = ContextReport(size, tuple(dropped), full - len(tokens) if dropped else 0)
         stop = request.stop + (self._fallback.stop if self._fallback else ())
-        inside = self._reasoning and text.rstrip().endswith("<think>")
-        prepared = Prepared(tokens, report, stop, self._reasoning, inside, constraint)
+        inside = self._reasoning and chat.text.rstrip().endswith("<think>")
+        prepared = Prepared(tokens, report, stop, self._reasoning, inside, constraint, images=tuple(chat.images))
         if tools is None:
             return prepared
         markers = {token: marker.encode() for marker, token in self._markers.items()}
@@ -176,37 +217,51 @@ class Preparer:
         if isinstance(request, ChatRequest):
             if not request.messages:
                 raise InvalidRequest("there are no messages; send at least one")
-            text, fence = self._chat_text(list(request.messages), request)
-            plain = text.replace(fence[0], "").replace(fence[1], "")
-            tokens = self._literals.tokenize(text, fence, self._tokenize)
-        else:
-            plain, tokens = request.prompt, self._literals.plain(request.prompt, self._tokenize)
-        return Prompt(plain, self._with_bos(tokens), self._facts.context_size)
+            chat, tokens = self._chat_tokens(list(request.messages), request)
+            return Prompt(chat.plain, tokens, self._facts.context_size)
+        tokens = self._with_bos(self._literals.plain(request.prompt, self._tokenize))
+        return Prompt(request.prompt, tokens, self._facts.context_size)
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Token ids of a text; the texts of control tokens are read as such only when ``special``."""
         return self._tokenize(text, True) if special and text else self._literals.plain(text, self._tokenize)
 
-    def _chat_tokens(self, messages: list[Message], request: ChatRequest) -> tuple[str, list[int]]:
-        text, fence = self._chat_text(messages, request)
-        return text, self._with_bos(self._literals.tokenize(text, fence, self._tokenize))
+    def _chat_tokens(self, messages: list[Message], request: ChatRequest) -> tuple[_Chat, list[int]]:
+        chat = self._chat(messages, request)
+        tokens: list[int] = []
+        images: list[Image] = []
+        for part in split(chat.text, chat.mark, len(chat.images)):
+            if isinstance(part, int):
+                images.append(chat.images[part])
+                tokens += self._image_tokens(images[-1])
+            else:
+                tokens += self._literals.tokenize(part, chat.fence, self._tokenize)
+        return replace(chat, images=images), self._with_bos(tokens)
 
-    def _chat_text(self, messages: list[Message], request: ChatRequest) -> tuple[str, tuple[str, str]]:
-        """The rendered conversation, and the fence around what in it must stay literal."""
+    def _image_tokens(self, image: Image) -> list[int]:
+        if self._images is None:
+            raise UnsupportedError("this model reads no images; send text only, or use a model with vision")
+        return self._images.of(image)
+
+    def _chat(self, messages: list[Message], request: ChatRequest) -> _Chat:
         tools = _callable(request)
-        called = any(message.tool_calls or message.role == "tool" for message in messages)
         told = functions(tools) if tools else None
-        if called:
-            values = as_values(messages, self._syntax, self._abilities)
-        else:
-            values = as_values(messages, SYNTAXES["json"], None)
-        fence = choose_fence(list(_texts([values, told])))
+        values, images = self._values(messages), in_order(messages)
+        *fence, mark = choose_fence([*_texts([values, told])], 3)
+        if images:
+            values = self._values(marked(messages, mark))
         if tools is not None and not self._abilities.tools:
             values, told = with_instructions(values, tools, self._syntax), None
         values, told = self._literals.protect(values, fence), self._literals.protect(told, fence)
         if not self._takes_system:
             values = _fold_system(values)
-        return self._render(values, told, self._effort(request.reasoning_effort)), fence
+        text = self._render(values, told, self._effort(request.reasoning_effort))
+        return _Chat(text, (fence[0], fence[1]), mark, images)
+
+    def _values(self, messages: list[Message]) -> list[dict[str, Any]]:
+        if any(message.tool_calls or message.role == "tool" for message in messages):
+            return as_values(messages, self._syntax, self._abilities)
+        return as_values(messages, SYNTAXES["json"], None)
 
     def _effort(self, effort: str | None) -> dict[str, Any]:
         """What a template is told of the effort. Raises ``UnsupportedError`` where it knows of none."""
@@ -223,8 +278,13 @@ class Preparer:
         tools: list[dict[str, Any]] | None = None,
         more: Mapping[str, Any] | None = None,
     ) -> str:
+        return self._render_as_is(in_parts(messages, self._parted), tools, more or {})
+
+    def _render_as_is(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, more: Mapping[str, Any]
+    ) -> str:
         values = {
-            **(more or {}),
+            **more,
             "messages": messages,
             "tools": tools,
             "add_generation_prompt": True,

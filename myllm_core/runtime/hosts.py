@@ -28,6 +28,7 @@ from myllm_core.runtime.wire import pack_event, unpack_request
 from myllm_core.types import (
     ChatRequest,
     Finish,
+    Image,
     Progress,
     ReasoningDelta,
     Request,
@@ -61,7 +62,9 @@ class TokenHost:
         self._emit = emit
         self._inbox: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
         self._pipeline = Pipeline(engine)
-        self._preparer = Preparer(engine.facts, self._tokenize_there, self._pieces_there, names)
+        self._preparer = Preparer(
+            engine.facts, self._tokenize_there, self._pieces_there, names, self._image_tokens_there
+        )
         self._pool = ThreadPoolExecutor(1, "prepare")
         self._preparing: set[int] = set()
         self._embedding: deque[EmbedJob] = deque()
@@ -201,6 +204,9 @@ class TokenHost:
 
     def _tokenize_there(self, text: str, special: bool) -> list[int]:
         return self._there(lambda: self._engine.tokenize(text, special))
+
+    def _image_tokens_there(self, image: Image) -> list[int]:
+        return self._there(lambda: self._engine.image_tokens(image))
 
     def _pieces_there(self) -> list[bytes]:
         return self._there(lambda: all_pieces(self._engine))

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 from myllm_core.errors import EngineError, MyllmError, WorkerDied
 from myllm_core.runtime.handle import Handle, LoadOrder, OnProgress
-from myllm_core.runtime.wire import Frames, frame, pack_model
+from myllm_core.runtime.wire import Frames, command_frame, frame, pack_model
 
 T = TypeVar("T")
 
@@ -97,15 +97,14 @@ class WorkerProcess(Handle):
         worker = cls(order, *await _apart(_spawn(order)))
         worker.on_progress = on_progress
         point = order.plugin.entry_point
-        worker._send(
-            {
-                "parent": os.getpid(),
-                "plugin": [point.name, point.value, point.group],
-                "engine": order.engine.name,
-                "model": pack_model(order.model),
-                "options": dict(order.options),
-            }
-        )
+        what = {
+            "parent": os.getpid(),
+            "plugin": [point.name, point.value, point.group],
+            "engine": order.engine.name,
+            "model": pack_model(order.model),
+            "options": dict(order.options),
+        }
+        worker._write(frame(what))
         try:
             await worker._wait_loaded()
         except BaseException:  # also when the request that wanted the model is cancelled: no worker is left behind
@@ -119,12 +118,12 @@ class WorkerProcess(Handle):
         return self._process.pid
 
     def _post(self, command: list[Any]) -> None:
-        self._send(command)
+        self._write(command_frame(command))
 
-    def _send(self, value: Any) -> None:
+    def _write(self, data: bytes) -> None:
         assert self._process.stdin is not None
         with suppress(ConnectionError, RuntimeError):  # the reader of its output finds out and says why
-            self._process.stdin.write(frame(value))
+            self._process.stdin.write(data)
 
     async def close(self) -> None:
         """Ask the worker to end, then insist; one that still loads isn't asked."""
@@ -132,7 +131,7 @@ class WorkerProcess(Handle):
         if not self.facts:
             self.kill()
         self.dead = self.dead or WorkerDied(f"{self.order.model.name} was unloaded; ask again to load it")
-        self._send(["close"])
+        self._post(["close"])
         try:
             await asyncio.wait_for(self._process.wait(), _CLOSE_GRACE)
         except TimeoutError:

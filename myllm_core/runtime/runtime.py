@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakValueDictionary
 
+from myllm_core.chat.images import check_images, check_total
 from myllm_core.chat.shape import check_conversation, check_tools
 from myllm_core.engine import Engine, TokenEngine
 from myllm_core.errors import (
@@ -119,7 +120,7 @@ class Runtime:
         """
         if tools is not None:
             check_tools(tools)
-        asked = [Message("user", messages)] if isinstance(messages, str) else list(messages)
+        asked = [Message("user", messages)] if isinstance(messages, str) else check_images(messages, self.settings)
         installed = self.models.get(model)
         deadline = self._deadline()
         async with AsyncExitStack() as stack:
@@ -132,6 +133,7 @@ class Runtime:
                     yield event
                 return
             check_conversation(turn.messages)
+            check_total(turn.messages)
             order = self._pool.order(installed, engine, load_options)
             told = (Message("system", instructions), *turn.messages) if instructions else turn.messages
             events = self._generate(order, told, options, keep_alive, client, deadline, tools)
@@ -206,7 +208,7 @@ class Runtime:
         if tools is not None:
             check_tools(tools)
         order = self._pool.order(self.models.get(model), engine, load_options)
-        told = asked if isinstance(asked, str) else tuple(asked)
+        told = asked if isinstance(asked, str) else tuple(check_images(asked, self.settings))
         request = _request(order.model, told, merge(order.model.manifest.options, options), order.engine, tools)
         return Prompt(**await self._looked_up(order, keep_alive, "prompt", pack_request(request)))
 
@@ -454,8 +456,11 @@ def _check_live(lease: Lease, request: Request) -> None:
         _require(lease, "logprobs", "gives no log probabilities")
     if request.grammar is not None:
         _require(lease, "grammar", "can't be held to a JSON schema or grammar")
-    if isinstance(request, ChatRequest) and request.tools is not None:
-        _check_tools_live(lease, request.tools)
+    if isinstance(request, ChatRequest):
+        if any(message.images for message in request.messages):
+            _require(lease, "vision", "reads no images; send text only, or use a model with vision")
+        if request.tools is not None:
+            _check_tools_live(lease, request.tools)
 
 
 def _check_tools_live(lease: Lease, tools: Tools) -> None:

@@ -6,13 +6,14 @@ import asyncio
 import json
 import threading
 from contextlib import suppress
+from io import BytesIO
 from typing import Any
 
 from myllm_core.errors import MyllmError, WorkerDied
 from myllm_core.runtime.failures import as_error
 from myllm_core.runtime.handle import Handle, LoadOrder, OnProgress
 from myllm_core.runtime.hosts import Host, host_for
-from myllm_core.runtime.wire import pack_facts
+from myllm_core.runtime.wire import command_frame, pack_facts, read_command
 
 _CLOSE_GRACE = 5.0
 
@@ -60,7 +61,7 @@ class WorkerThread(Handle):
 
     def _post(self, command: list[Any]) -> None:
         if self._host is not None:
-            self._host.post(json.loads(json.dumps(command)))
+            self._host.post(read_command(BytesIO(command_frame(command))))
 
     async def close(self) -> None:
         """Ask the thread to end and wait for it."""

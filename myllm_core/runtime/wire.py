@@ -1,7 +1,8 @@
 """What the runtime and a worker process say to each other: frames of JSON, never pickle.
 
 A frame is a 4-byte little-endian length and that many bytes of JSON. A worker runs native code on files
-from strangers, so nothing that it sends is ever executed.
+from strangers, so nothing that it sends is ever executed. The images of a request follow its frame as they are, for
+JSON would make them larger and take time from everybody's tokens.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from myllm_core.types import (
     Event,
     Finish,
     Grammar,
+    Image,
     Message,
     PositionLogprobs,
     Progress,
@@ -65,6 +67,31 @@ def read_frame(stream: BinaryIO) -> Any:
     return json.loads(body)
 
 
+def command_frame(command: list[Any]) -> bytes:
+    """A command as a frame, and the images of its request."""
+    blobs = _blobs(command)
+    if not blobs:
+        return frame(command)
+    told = [*command[:2], {**command[2], "blobs": [len(blob) for blob in blobs]}, *command[3:]]
+    return b"".join([frame(told), *blobs])
+
+
+def read_command(stream: BinaryIO) -> list[Any]:
+    """The next command, as ``command_frame`` wrote it. Raises ``EOFError`` at the end of the stream."""
+    command: list[Any] = read_frame(stream)
+    blobs = _blobs(command)
+    for index, size in enumerate(blobs):
+        blobs[index] = stream.read(size)
+        if len(blobs[index]) < size:
+            raise EOFError
+    return command
+
+
+def _blobs(command: list[Any]) -> list[Any]:
+    body = command[2] if len(command) > 2 else None
+    return body.get("blobs", []) if isinstance(body, dict) else []
+
+
 def _value(text: str) -> Any:
     value, end = _decode(text)
     if end != len(text):
@@ -96,9 +123,14 @@ class Frames:
 
 
 def pack_request(request: Request) -> dict[str, Any]:
-    """A request as JSON values."""
-    kind = "chat" if isinstance(request, ChatRequest) else "complete"
-    return {"kind": kind, **asdict(request)}
+    """A request as JSON values; ``blobs`` has the bytes of its images, if it has some."""
+    if not isinstance(request, ChatRequest):
+        return {"kind": "complete", **asdict(request)}
+    body = {"kind": "chat", **asdict(request)}
+    blobs: list[bytes] = []
+    for image in (image for message in body["messages"] for image in message["images"]):
+        blobs.append(image.pop("data"))
+    return {**body, "blobs": blobs} if blobs else body
 
 
 def unpack_request(body: dict[str, Any]) -> Request:
@@ -112,14 +144,16 @@ def unpack_request(body: dict[str, Any]) -> Request:
     if kind == "complete":
         fields["tokens"] = tuple(fields["tokens"])
         return CompletionRequest(**fields)
-    fields["messages"] = tuple(unpack_message(message) for message in fields["messages"])
+    blobs = iter(fields.pop("blobs", ()))
+    fields["messages"] = tuple(_unpack_message(message, blobs) for message in fields["messages"])
     fields["tools"] = _unpack_tools(fields["tools"]) if fields["tools"] else None
     return ChatRequest(**fields)
 
 
-def unpack_message(body: dict[str, Any]) -> Message:
-    """The message that ``asdict`` made."""
-    return Message(**{**body, "tool_calls": tuple(ToolCall(**call) for call in body["tool_calls"])})
+def _unpack_message(body: dict[str, Any], blobs: Iterator[bytes]) -> Message:
+    calls = tuple(ToolCall(**call) for call in body["tool_calls"])
+    images = tuple(Image(next(blobs), **image) for image in body["images"])
+    return Message(**{**body, "tool_calls": calls, "images": images})
 
 
 def _unpack_tools(body: dict[str, Any]) -> Tools:

@@ -20,7 +20,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint
 from typing import Any, BinaryIO, NoReturn
 
-from myllm_core.runtime.wire import frame, pack_facts, read_frame, unpack_model
+from myllm_core.runtime.wire import frame, pack_facts, read_command, read_frame, unpack_model
 
 _PARENT_POLL = 2.0
 _SWITCH_INTERVAL = 0.0005  # the engine's thread waits no longer for the one that prepares prompts
@@ -117,7 +117,7 @@ def main() -> None:
     def read() -> None:
         try:
             while True:
-                host.post(read_frame(commands))
+                host.post(read_command(commands))
         except (EOFError, OSError):
             os._exit(0)
 

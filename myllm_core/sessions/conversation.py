@@ -127,7 +127,8 @@ def _same(one: Sequence[Message], other: Sequence[Message]) -> bool:
 def _identity(message: Message) -> tuple[Any, ...]:
     # clients write arguments anew (spaces, order), but leave a call's id and name as they were
     calls = [(call.id, call.name) for call in message.tool_calls]
-    return message.role, message.content, calls, message.tool_call_id
+    images = [(image.at, image.data) for image in message.images]
+    return message.role, message.content, calls, message.tool_call_id, images
 
 
 class Said:

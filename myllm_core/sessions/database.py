@@ -52,6 +52,26 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX messages_by_parent ON messages (parent)",
         "CREATE VIRTUAL TABLE texts USING fts5 (text, tokenize = 'unicode61 remove_diacritics 2')",
     ),
+    (
+        "ALTER TABLE messages ADD COLUMN images INTEGER NOT NULL DEFAULT 0",
+        "CREATE TABLE blobs (number INTEGER PRIMARY KEY, sha256 BLOB NOT NULL UNIQUE, data BLOB NOT NULL)",
+        """
+        CREATE TABLE images (
+            message INTEGER NOT NULL REFERENCES messages (id) ON DELETE CASCADE,
+            place INTEGER NOT NULL,
+            blob INTEGER NOT NULL REFERENCES blobs (number),
+            media_type TEXT NOT NULL,
+            at INTEGER NOT NULL,
+            PRIMARY KEY (message, place)
+        ) WITHOUT ROWID
+        """,
+        "CREATE INDEX images_by_blob ON images (blob)",
+        """
+        CREATE TRIGGER forget_blob AFTER DELETE ON images
+        WHEN NOT EXISTS (SELECT 1 FROM images WHERE blob = OLD.blob)
+        BEGIN DELETE FROM blobs WHERE number = OLD.blob; END
+        """,
+    ),
 )
 
 

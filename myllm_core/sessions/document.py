@@ -1,25 +1,28 @@
 """A session as one JSON document, so that it can leave one store and enter another.
 
-Format: ``format`` is ``myllm-session``, ``version`` 1. ``messages`` are in the order of appending; ``parent`` and
+Format: ``format`` is ``myllm-session``, ``version`` 1 or 2. ``messages`` are in the order of appending; ``parent`` and
 ``tip`` are positions in that list (from 0) or null, so a document doesn't depend on a store's ids. ``key`` is the
-idempotency key of the call that appended the message. Version 2 is for a change that version 1 can't read.
+idempotency key of the call that appended the message. Images of a message are its ``images``: ``data`` (base64),
+``type`` and ``at``, as in ``Image``; a document that has some is of version 2, which version 1 can't read.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from myllm_core.errors import InvalidRequest
+from myllm_core.images import MOST_PIXELS, check_image, decode_base64, write_images
 from myllm_core.session_store import NewMessage, Session, Status, StoredMessage, check_session_id
-from myllm_core.types import Message, Role, ToolCall
+from myllm_core.types import Image, Message, Role, ToolCall
 
 FORMAT = "myllm-session"
-VERSION = 1
+VERSION = 2
 
 _T = TypeVar("_T")
 
@@ -46,6 +49,11 @@ def _check_time(text: str) -> str:
     return text
 
 
+def _image(text: str) -> Image:
+    data = decode_base64(text)
+    return Image(data, check_image(data, MOST_PIXELS))
+
+
 Time = Annotated[str, AfterValidator(_check_time)]
 SessionId = Annotated[str, AfterValidator(_as_value_error(check_session_id))]
 Position = Annotated[int, Field(ge=0)]
@@ -63,6 +71,14 @@ class DocumentToolCall(_Part):
     arguments: str
 
 
+class DocumentImage(_Part):
+    """An image, as in ``Image``."""
+
+    data: Annotated[str, AfterValidator(_as_value_error(_image))]
+    type: str
+    at: Position = 0
+
+
 class DocumentMessage(_Part):
     """A message of a document."""
 
@@ -72,6 +88,7 @@ class DocumentMessage(_Part):
     reasoning: str = ""
     tool_calls: list[DocumentToolCall] = []
     tool_call_id: str | None = None
+    images: list[DocumentImage] = []
     status: Status = "complete"
     created_at: Time = Field(default_factory=now)
     meta: dict[str, JsonValue] = {}
@@ -80,7 +97,8 @@ class DocumentMessage(_Part):
     def to_new_message(self) -> NewMessage:
         """The message as ``append`` takes it."""
         calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in self.tool_calls)
-        message = Message(self.role, self.content, self.reasoning, calls, self.tool_call_id)
+        images = tuple(replace(_image(image.data), at=image.at) for image in self.images)
+        message = Message(self.role, self.content, self.reasoning, calls, self.tool_call_id, images)
         return NewMessage(message, self.status, dict(self.meta))
 
 
@@ -88,7 +106,7 @@ class SessionDocument(_Part):
     """A whole session."""
 
     format: Literal["myllm-session"]
-    version: Literal[1]
+    version: Literal[1, 2]
     id: SessionId
     title: str = ""
     model: str = ""
@@ -124,6 +142,7 @@ def write_document(session: Session, messages: Iterable[tuple[str, StoredMessage
                     {"id": call.id, "name": call.name, "arguments": call.arguments} for call in message.tool_calls
                 ],
                 "tool_call_id": message.tool_call_id,
+                **({"images": write_images(message.images)} if message.images else {}),
                 "status": stored.status,
                 "created_at": stored.created_at,
                 "meta": stored.meta,
@@ -132,7 +151,7 @@ def write_document(session: Session, messages: Iterable[tuple[str, StoredMessage
         )
     return {
         "format": FORMAT,
-        "version": VERSION,
+        "version": 2 if any("images" in part for part in parts) else 1,
         "id": session.id,
         "title": session.title,
         "model": session.model,

@@ -20,13 +20,13 @@ from myllm_core.session_store import (
     check_session_id,
     title_from,
 )
-from myllm_core.sessions import fulltext
+from myllm_core.sessions import fulltext, images
 from myllm_core.sessions.database import Database
 from myllm_core.sessions.document import now, read_document, write_document
 from myllm_core.types import Message, ToolCall
 
 _SESSION = "id, title, model, tip, created_at, updated_at, message_count"
-_MESSAGE = "id, parent, role, content, reasoning, tool_calls, tool_call_id, status, created_at, meta"
+_MESSAGE = "id, parent, role, content, reasoning, tool_calls, tool_call_id, status, created_at, meta, images"
 _MAX_NUMBER = 2**63 - 1  # SQLite's
 
 
@@ -116,7 +116,8 @@ class SQLiteStore(SessionStore):
                 """,
                 [tip],
             ).fetchall()
-        return sorted(map(_stored, rows), key=lambda message: message.id)  # a parent's id is below its child's
+            # a parent's id is below its child's
+            return sorted((_stored(db, row) for row in rows), key=lambda message: message.id)
 
     def set_tip(self, session_id: str, message_id: int | None) -> None:
         """Move the tip to a message of this session, or before the first one (None)."""
@@ -175,7 +176,7 @@ class SQLiteStore(SessionStore):
             rows = db.execute(
                 f"SELECT turn_key, {_MESSAGE} FROM messages WHERE session = ? ORDER BY id", [number]
             ).fetchall()
-        return write_document(session, [(row[0], _stored(row[1:])) for row in rows])
+            return write_document(session, [(row[0], _stored(db, row[1:])) for row in rows])
 
     def import_(self, document: dict[str, Any], session_id: str | None = None) -> Session:
         """Make a session from an export, under ``session_id`` or its own id."""
@@ -263,7 +264,7 @@ def _insert_message(
     message_id = _rowid(
         db.execute(
             "INSERT INTO messages (session, parent, turn_key, role, content, reasoning, tool_calls, tool_call_id, "
-            "status, created_at, meta) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "status, created_at, meta, images) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 number,
                 parent,
@@ -276,9 +277,11 @@ def _insert_message(
                 new.status,
                 created_at,
                 _json(new.meta),
+                len(message.images),
             ],
         ).lastrowid
     )
+    images.insert(db, message_id, message.images)
     fulltext.index_message(db, message_id, message.content)
     return message_id
 
@@ -299,13 +302,14 @@ def _json(value: Any) -> str:
 
 def _turn(db: sqlite3.Connection, number: int, key: str) -> list[StoredMessage]:
     query = f"SELECT {_MESSAGE} FROM messages WHERE session = ? AND turn_key = ? ORDER BY id"
-    return [_stored(row) for row in db.execute(query, [number, key])]
+    return [_stored(db, row) for row in db.execute(query, [number, key]).fetchall()]
 
 
-def _stored(row: Sequence[Any]) -> StoredMessage:
-    message_id, parent, role, content, reasoning, calls, tool_call_id, status, created_at, meta = row
+def _stored(db: sqlite3.Connection, row: Sequence[Any]) -> StoredMessage:
+    message_id, parent, role, content, reasoning, calls, tool_call_id, status, created_at, meta, pictured = row
     tool_calls = tuple(ToolCall(**call) for call in json.loads(calls)) if calls else ()
-    message = Message(role, content, reasoning, tool_calls, tool_call_id)
+    pictures = images.select(db, message_id) if pictured else ()
+    message = Message(role, content, reasoning, tool_calls, tool_call_id, pictures)
     return StoredMessage(message_id, parent, message, status, created_at, json.loads(meta) if meta else {})
 
 

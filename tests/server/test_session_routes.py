@@ -61,7 +61,7 @@ def test_a_session_moves_to_another_server(live: LiveServer, talk: str, start: S
         assert said(other, "mine")[-2:] == ["three", "three"]
 
 
-@pytest.mark.parametrize("document", [{}, {"format": "x"}, {"format": "myllm-session", "version": 2}, [], "x"])
+@pytest.mark.parametrize("document", [{}, {"format": "x"}, {"format": "myllm-session", "version": 3}, [], "x"])
 def test_what_is_no_session(live: LiveServer, document: Any) -> None:
     answer = live.post("/api/sessions/import", document)
     assert answer.status in (400, 422) and answer.code == "invalid_request"

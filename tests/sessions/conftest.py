@@ -32,5 +32,6 @@ def _assert_sound(path: Path) -> None:
             OR tip IS NOT NULL AND tip NOT IN (SELECT id FROM messages WHERE session = number)
         """
         assert rows(wrong) == []
+        assert rows("SELECT number FROM blobs WHERE number NOT IN (SELECT blob FROM images)") == []
         findable = "SELECT id FROM messages WHERE content != '' UNION SELECT -number FROM sessions WHERE title != ''"
         assert sorted(rows("SELECT rowid FROM texts")) == sorted(rows(findable))

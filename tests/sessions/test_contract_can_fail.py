@@ -40,6 +40,16 @@ class Stripping(SQLiteStore):
         return super().append(session_id, short, parent=parent, key=key)
 
 
+class Blind(SQLiteStore):
+    """Keeps no images."""
+
+    def append(self, session_id, messages, *, parent, key):
+        from dataclasses import replace
+
+        blind = [replace(new, message=replace(new.message, images=())) for new in messages]
+        return super().append(session_id, blind, parent=parent, key=key)
+
+
 class Base(SessionStoreContract):
     @pytest.fixture
     def open_store(self, tmp_path):
@@ -58,6 +68,10 @@ class TestStripping(Base):
     store_class = Stripping
 
 
+class TestBlind(Base):
+    store_class = Blind
+
+
 class TestNothingGiven(SessionStoreContract):
     pass
 '''
@@ -72,6 +86,11 @@ EXPECTED = {
         "a_turn_is_found_by_its_key",
         "the_list_has_the_last_changed_first",
         "the_same_turn_sent_by_many_threads_is_written_once",
+    },
+    "Blind": {
+        "images_come_back_as_they_were_given",
+        "images_leave_and_enter_a_store_with_their_messages",
+        "images_that_others_show_too_outlive_a_deleted_session",
     },
     "Overwriting": {
         "a_parent_in_another_session_is_a_conflict",

@@ -27,8 +27,8 @@ HAND_MADE: dict[str, Any] = {
     ("change", "message"),
     [
         ({"format": "chat"}, '"format" must be "myllm-session"'),
-        ({"version": 2}, "newer myllm .*version 2.*update myllm"),
-        ({"version": 0}, "version: Input should be 1"),
+        ({"version": 3}, "newer myllm .*version 3.*update myllm"),
+        ({"version": 0}, "version: Input should be 1 or 2"),
         ({"tip": 2}, "tip is 2, but there are only 2 messages"),
         ({"id": "a/b"}, "id: 'a/b' can't be a session id"),
         ({"created_at": "2026-01-01T00:00:00"}, "created_at: .*no time zone"),

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from myllm_core.errors import ConfigError, InvalidRequest
 from myllm_core.plugins import load_plugins
 from myllm_core.session_store import NewMessage, StoredMessage
-from myllm_core.sessions import sqlite
+from myllm_core.sessions import database, sqlite
+from myllm_core.sessions.fork import fork_session
 from myllm_core.sessions.sqlite import SQLiteStore
+from myllm_core.testing.pictures import picture
 from myllm_core.testing.session_store.given import said, texts, turn
 from myllm_core.types import Message, Role, ToolCall
 
@@ -247,3 +249,48 @@ def walk(
             written = store.append(session_id, [new], parent=tip, key=key)
         assert [NewMessage(item.message, item.status, item.meta) for item in written] == [new]
         path += written
+
+
+def _count(path: Path, table: str) -> int:
+    with closing(sqlite3.connect(path)) as db:
+        (count,) = db.execute(f"SELECT count(*) FROM {table}").fetchone()
+        return int(count)
+
+
+def test_an_image_is_stored_once_and_for_as_long_as_a_message_shows_it(
+    tmp_path: Path, store: SQLiteStore, assert_sound: Check
+) -> None:
+    red, blue = picture(9, 9, (255, 0, 0)), picture(9, 9, (0, 0, 255), at=3)
+    shown = NewMessage(Message("user", "look", images=(red, red, blue)))
+    store.create("s")
+    [first] = store.append("s", [shown], parent=None, key="1")
+    store.append("s", [said("red", "assistant"), shown], parent=first.id, key="2")
+    fork_session(store, "s", "fork")
+    file = tmp_path / "sessions.db"
+    assert (_count(file, "blobs"), _count(file, "images")) == (2, 12)
+    store.create("t")
+    store.append("t", [NewMessage(Message("user", "", images=(blue,)))], parent=None, key="1")
+    store.delete("s")
+    store.delete("fork")
+    assert (_count(file, "blobs"), _count(file, "images")) == (1, 1)
+    assert_sound(file)
+    assert store.path("t")[0].message.images == (blue,)
+    store.delete("t")
+    assert (_count(file, "blobs"), _count(file, "images")) == (0, 0)
+
+
+def test_a_file_from_before_images_takes_them(tmp_path: Path) -> None:
+    migrations = database.MIGRATIONS
+    with closing(sqlite3.connect(tmp_path / "sessions.db", isolation_level=None)) as db:
+        for statement in migrations[0]:
+            db.execute(statement)
+        db.execute(f"PRAGMA application_id = {database.APPLICATION_ID}")
+        db.execute("PRAGMA user_version = 1")
+        db.execute("INSERT INTO sessions VALUES (1, 's', 'old', 'm', 1, '', '', 1, 1)")
+        db.execute("INSERT INTO messages VALUES (1, 1, NULL, 'k', 'user', 'hello', '', '', NULL, 'complete', '', '')")
+        db.execute("INSERT INTO texts (rowid, text) VALUES (1, 'hello'), (-1, 'old')")
+    with closing(SQLiteStore.open("", tmp_path)) as old:
+        [message] = old.path("s")
+        assert (message.message.content, message.message.images) == ("hello", ())
+        [new] = old.append("s", [NewMessage(Message("user", "x", images=(picture(),)))], parent=1, key="2")
+        assert old.path("s") == [message, new] and new.message.images == (picture(),)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from myllm_core.chat.pipeline import Pipeline, Preparer, all_pieces
+from myllm_core.chat.pipeline import Pipeline, preparer_of
 from myllm_core.engine import Engine, TokenEngine
 from myllm_core.models.manifest import Manifest, Model, ModelFile
 from myllm_core.runtime.choose import load_options
@@ -134,7 +134,7 @@ class Pipe:
     def __init__(self, engine: TokenEngine, patience: float) -> None:
         self._patience = patience
         self._pipeline = Pipeline(engine)
-        self._preparer = Preparer(engine.facts, engine.tokenize, lambda: all_pieces(engine))
+        self._preparer = preparer_of(engine)
         self._replies: dict[int, Reply] = {}
 
     def start(self, request: Request) -> int:

@@ -24,6 +24,7 @@ from myllm_core.errors import SessionConflict, SessionNotFound
 from myllm_core.session_store import SessionStore
 from myllm_core.testing.session_store.documents import DocumentTests
 from myllm_core.testing.session_store.given import branched_session, said, texts, turn
+from myllm_core.testing.session_store.images import ImageTests
 from myllm_core.testing.session_store.search import SearchTests
 from myllm_core.testing.session_store.threads import ThreadTests
 from myllm_core.testing.session_store.tree import TreeTests
@@ -35,7 +36,7 @@ OpenStore = Callable[[], SessionStore]
 LOOK_ALIKES = ["a", "A", "a.", "a-", "a_", "a_b", "a.b", "axb", "aa", "a-b", "a--", "0", "00", "a" * 128, "a" * 127]
 
 
-class SessionStoreContract(TurnTests, TreeTests, SearchTests, DocumentTests, ThreadTests):
+class SessionStoreContract(TurnTests, TreeTests, SearchTests, DocumentTests, ImageTests, ThreadTests):
     """Subclass it and give the fixture ``open_store``; pytest does the rest.
 
     A store that forgets when it is closed sets ``persists = False`` and gives the fixture ``store`` instead.

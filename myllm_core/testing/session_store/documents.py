@@ -72,7 +72,7 @@ class DocumentTests:
             ((), None),
             ((), {}),
             (("format",), "other"),
-            (("version",), 2),
+            (("version",), 3),
             (("version",), "1"),
             (("version",), None),
             (("id",), "../up"),
@@ -106,6 +106,8 @@ class DocumentTests:
             (("messages", 1, "tool_calls"), [{"id": "i", "name": "n"}]),
             (("messages", 1, "tool_calls"), [{"id": "i", "name": "n", "arguments": {}}]),
             (("messages", 1, "surprise"), 1),
+            (("messages", 1, "images"), [{"data": "!", "type": "image/png"}]),
+            (("messages", 1, "images"), [{"data": "aGVsbG8=", "type": "image/png"}]),
         ],
         ids=ascii,
     )

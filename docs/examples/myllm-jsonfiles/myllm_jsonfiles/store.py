@@ -1,5 +1,6 @@
 """A session store of JSON files, one for each session; a lock file lets processes take turns."""
 
+import base64
 import hashlib
 import json
 import os
@@ -9,8 +10,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from myllm_core import Message, Session, SessionStore, StoredMessage, ToolCall
+from myllm_core import Image, Message, Session, SessionStore, StoredMessage, ToolCall
 from myllm_core.errors import InvalidRequest, NotFound, SessionConflict, SessionNotFound, StoreError
+from myllm_core.images import decode_base64
 from myllm_core.session_store import check_session_id, title_from
 from myllm_core.sessions.document import now, read_document, write_document
 
@@ -58,7 +60,7 @@ class JsonFilesStore(SessionStore):
             "session": asdict(session),
             "messages": [(key, asdict(stored)) for key, stored in messages],
         }
-        self._put(self._path(session.id), json.dumps(raw, ensure_ascii=False, indent=1))
+        self._put(self._path(session.id), json.dumps(raw, ensure_ascii=False, indent=1, default=_base64))
         return session
 
     def _put(self, path, text):
@@ -202,7 +204,12 @@ def _path(session, messages, tip):
 def _stored(raw):
     message = raw["message"]
     calls = tuple(ToolCall(**call) for call in message["tool_calls"])
-    return StoredMessage(**{**raw, "message": Message(**{**message, "tool_calls": calls})})
+    images = tuple(Image(**{**image, "data": decode_base64(image["data"])}) for image in message.get("images", ()))
+    return StoredMessage(**{**raw, "message": Message(**{**message, "tool_calls": calls, "images": images})})
+
+
+def _base64(data):
+    return base64.b64encode(data).decode()
 
 
 def _as_json(meta):
