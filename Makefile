@@ -1,6 +1,7 @@
-# make            install what make chat needs, and the tools, into .venv (quick when that has been done)
+# make            install what make chat needs, the examples and the tools into .venv (quick when that has been done)
 # make chat       talk to a model; PROMPT="…" answers once; MODEL=… takes another one
-# make test       install the other plugins too, large ones, and run all tests; ARGS="-k name" goes to pytest
+# make test       install the other plugins too, large ones, and run all tests, JOBS=2 side by side;
+#                 ARGS="-k name" goes to pytest instead, which then runs them one by one
 # make lint       check style, types and layers
 # make format     mend style
 # make bench      compare the speed with other programs', about 12 minutes; ARGS="--quick --force" for a first look
@@ -11,19 +12,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TOOLS_STAMP := $(VENV)/.installed-tools
+TEST_STAMP := $(VENV)/.installed-tests
 BENCH_VENV := .venvs/bench
 BENCH_STAMP := $(BENCH_VENV)/.installed
-PROJECTS := . $(patsubst %/,%,$(dir $(wildcard plugins/*/pyproject.toml docs/examples/*/pyproject.toml)))
+projects = $(patsubst %/,%,$(dir $(wildcard $(1)/*/pyproject.toml)))
+EXAMPLES := $(call projects,docs/examples)
 # A plugin's pyproject.toml may say, under [tool.myllm], who installs it here: development = "tests", make test (it is
 # large); development = "alone", make test into .venvs/NAME (its needs conflict with the others').
 saying = $(patsubst %/,%,$(dir $(shell grep -ls '^development = "$(1)"' plugins/*/pyproject.toml)))
 LARGE := $(call saying,tests)
 ALONE := $(call saying,alone)
-LIGHT := $(filter-out $(LARGE) $(ALONE),$(PROJECTS))
-TEST_STAMP := $(VENV)/.installed-tests
+LIGHT := . $(filter-out $(LARGE) $(ALONE),$(call projects,plugins))
 ALONE_STAMPS := $(ALONE:plugins/%=.venvs/%/.installed)
 ALONE_TESTS := $(ALONE:plugins/%=test-%)
 MODEL ?= smollm2
+JOBS ?= 2
 # Prebuilt CPU wheels of llama-cpp-python, by its author; LLAMA_WHEELS= (empty) compiles instead.
 LLAMA_WHEELS ?= https://abetlen.github.io/llama-cpp-python/whl/cpu
 # The prompt goes to the shell by the environment, so that no character of it means anything;
@@ -42,18 +46,28 @@ export PROMPT PYTHON VENV LLAMA_WHEELS BENCH_VENV
 
 space := $(subst x,,x x)
 
-all: $(STAMP)
+all: $(TOOLS_STAMP)
 	@echo "Installed in $(VENV). Next: make chat, or $(BIN)/myllm --help"
 
-$(STAMP): scripts/install $(LIGHT:%=%/pyproject.toml)
-	@scripts/install $(LIGHT)
+SCRIPTS := scripts/install scripts/install_projects.py scripts/constraints.txt
+PROJECTS = $(LIGHT)
+$(TOOLS_STAMP): PROJECTS += $(EXAMPLES)
+$(TEST_STAMP): PROJECTS += $(EXAMPLES) $(LARGE)
+$(TOOLS_STAMP) $(TEST_STAMP): export GROUP := dev
+
+$(STAMP): $(SCRIPTS) $(LIGHT:%=%/pyproject.toml)
+	@scripts/install $(PROJECTS)
 	@touch $@
 
-$(TEST_STAMP): $(STAMP) scripts/constraints.txt $(LARGE:%=%/pyproject.toml)
-	@scripts/install $(LIGHT) $(LARGE)
-	@touch $@
+$(TOOLS_STAMP): $(SCRIPTS) $(patsubst %,%/pyproject.toml,$(LIGHT) $(EXAMPLES))
+	@scripts/install $(PROJECTS)
+	@touch $(STAMP) $@
 
-$(ALONE_STAMPS): .venvs/%/.installed: plugins/%/pyproject.toml pyproject.toml scripts/install scripts/constraints.txt
+$(TEST_STAMP): $(SCRIPTS) $(patsubst %,%/pyproject.toml,$(LIGHT) $(EXAMPLES) $(LARGE))
+	@scripts/install $(PROJECTS)
+	@touch $(STAMP) $(TOOLS_STAMP) $@
+
+$(ALONE_STAMPS): .venvs/%/.installed: plugins/%/pyproject.toml pyproject.toml $(SCRIPTS)
 	@VENV=.venvs/$* GROUP=test scripts/install . plugins/$*
 	@touch $@
 
@@ -64,29 +78,29 @@ chat: $(STAMP)
 test: $(if $(ARGS),,$(ALONE_STAMPS)) test-main $(if $(ARGS),,$(ALONE_TESTS))
 
 test-main: $(TEST_STAMP)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(or $(ARGS),-n $(JOBS) --dist loadfile --no-loadscope-reorder)
 
 $(ALONE_TESTS): test-%: .venvs/%/.installed
 	.venvs/$*/bin/pytest $(or $(ARGS),plugins/$*)
 
-lint: $(STAMP)
+lint: $(TOOLS_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=$(subst $(space),:,$(wildcard plugins/*)) $(BIN)/lint-imports
 
-format: $(STAMP)
+format: $(TOOLS_STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: $(BENCH_STAMP)
 	@$(BENCH_VENV)/bin/python benchmarks/compare.py --myllm $(BIN)/myllm $(ARGS)
 
-$(BENCH_STAMP): benchmarks/install_peers benchmarks/requirements.txt benchmarks/llama_server/CMakeLists.txt | $(STAMP)
+$(BENCH_STAMP): benchmarks/install_peers benchmarks/requirements.txt benchmarks/llama_server/CMakeLists.txt | $(TOOLS_STAMP)
 	@benchmarks/install_peers
 	@touch $@
 
-soak: $(STAMP)
+soak: $(TOOLS_STAMP)
 	$(BIN)/python benchmarks/soak.py --models-dir .cache/soak $(ARGS)
 
 clean:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -44,6 +45,19 @@ def _belongs_elsewhere(project: Path) -> bool:
     except PackageNotFoundError:
         return True
     return False
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give a worker whole files, or whole folders where what serves all files of a folder is costly to make."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Whole(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.partition("::")[0])
+            return str(file.parent if file.parent.name in ("clients", "dialects", "e2e", "packaging") else file)
+
+    return Whole(config, log)
 
 
 collect_ignore = [str(file.parent) for file in ROOT.glob("plugins/*/pyproject.toml") if _belongs_elsewhere(file.parent)]
