@@ -1,6 +1,6 @@
 """What a streamed token costs the server: processor time of the server's own process, not of the model's.
 
-    python benchmarks/bench_http.py [--streams N] [--words N] [--api native openai]
+    python benchmarks/bench_http.py [--streams N] [--words N] [--api native openai anthropic ollama]
 
 Starts ``myllm serve`` over the echo model (which must be installed) that says a word every few milliseconds, as a model
 does, and reads streams. Each line: which API, how many streams at once, tokens a second, microseconds of processor time
@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,14 +30,13 @@ from myllm_core.models.manifest import Manifest, ModelFile, write_manifest
 
 LIMIT = 150  # microseconds
 APIS = {
-    "native": ("/api/generate", lambda text: {"prompt": text}, b'"done":false'),
-    "openai": (
-        "/v1/chat/completions",
-        lambda text: {"messages": [{"role": "user", "content": text}], "stream": True},
-        b'"delta":{"content":',
-    ),
+    "native": ("/api/chat", {"stream": True}, b'"done":false'),
+    "openai": ("/v1/chat/completions", {"stream": True}, b'"delta":{"content":'),
+    "anthropic": ("/v1/messages", {"stream": True, "max_tokens": 100_000}, b'"type":"text_delta"'),
+    "ollama": ("/ollama/api/chat", {"stream": True}, b'"done":false'),
 }
-"""Path, body for a text, and what there is one of in each token's frame."""
+"""Path, what its body has besides model and messages, and what there is one of in each token's frame."""
+ENDED = re.compile(rb'"(?:finish_reason|stop_reason|done_reason)":"(?:stop|end_turn)"')
 
 
 def main() -> int:
@@ -54,7 +54,7 @@ def main() -> int:
             seconds, used = time.perf_counter() - began, cpu(process) - before
             cost = used / tokens * 1e6
             worst = max(worst, cost)
-            print(f"{api:7} {count:4} streams  {tokens / seconds:7.0f} tokens/s  {cost:6.0f} µs a token")
+            print(f"{api:9} {count:4} streams  {tokens / seconds:7.0f} tokens/s  {cost:6.0f} µs a token")
     print(f"more than {LIMIT} µs: {'yes' if worst > LIMIT else 'no'}")
     return 0
 
@@ -94,14 +94,15 @@ async def streams(port: int, api: str, count: int, words: int) -> int:
 
 async def stream(port: int, api: str, words: int) -> int:
     path, fields, token = APIS[api]
-    body = json.dumps({"model": "echo", **fields(" ".join(f"word{i}" for i in range(words)))}).encode()
+    message = {"role": "user", "content": " ".join(f"word{i}" for i in range(words))}
+    body = json.dumps({"model": "echo", "messages": [message], **fields}).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
     writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     answer = await reader.read()
     writer.close()
     await writer.wait_closed()
-    assert b'"finish_reason":"stop"' in answer, answer[-300:]
+    assert ENDED.search(answer), answer[-300:]
     return answer.count(token)
 
 

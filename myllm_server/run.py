@@ -16,6 +16,7 @@ from myllm_core.errors import ConfigError, MyllmError
 from myllm_core.plugins import Plugins, load_plugins
 from myllm_core.settings import Settings, load_settings
 from myllm_server.allocator import share_one_heap
+from myllm_server.loop import new_event_loop
 from myllm_server.records import log_to_stderr
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def serve(settings: Settings, plugins: Plugins, *, reload: bool = False) -> int:
             settings = _with_key(settings)
             if reload:
                 return _serve_reloading(settings, listeners)
-            return asyncio.run(_serve(settings, plugins, listeners))
+            with asyncio.Runner(loop_factory=new_event_loop) as runner:
+                return runner.run(_serve(settings, plugins, listeners))
         except MyllmError as error:
             _say(error.message)
             return error.exit_code

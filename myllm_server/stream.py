@@ -138,6 +138,7 @@ class EventStream(Response, Generic[E]):
             shown = as_http(error)
             if shown.code == "internal_error":
                 logger.exception("a stream failed")
+            await self.events.aclose()  # who reads of the failure finds the place free
             if not self._ended:
                 note_failure(scope, shown.code)
                 await self._write(send, self.frames.error(shown, request_id(scope)), last=True)

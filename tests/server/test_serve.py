@@ -74,6 +74,25 @@ def test_idle_connections_dont_hold_the_server_up(home: Path, tmp_path: Path) ->
             assert server.wait(12) == 0  # they could be idle for 15 s
 
 
+@pytest.mark.parametrize("present", [True, False])
+def test_uvloop_is_used_where_there_is_one(home: Path, tmp_path: Path, present: bool) -> None:
+    settings = {"MYLLM_ISOLATION": "process"}
+    if not present:
+        (tmp_path / "uvloop.py").write_text("raise ImportError\n")
+        settings["PYTHONPATH"] = str(tmp_path)
+    with served(home, tmp_path, **settings) as server:
+        mapped = {file.path for file in psutil.Process(server.process.pid).memory_maps()}
+        assert any("uvloop" in path for path in mapped) is (present and sys.platform != "win32")
+        with server.send_chat("one two three") as connection:
+            assert b'"full_text":"one two three"' in read_until(connection, rb'"finish_reason"', 60)
+        with server.send_chat(LONG) as connection:
+            read_until(connection, rb'"token":', 60)
+        eventually(lambda: "499" in server.log, 30)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
+        assert "Traceback" not in server.log
+
+
 def test_a_port_in_use_is_one_line(home: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -24,6 +24,7 @@ from myllm_core.settings import Settings
 from myllm_server.app import create_app
 from myllm_server.gate import Gate
 from myllm_server.graceful import GracefulServer
+from myllm_server.loop import new_event_loop
 from myllm_server.protocol import ServerConfig
 
 ECHO_BYTES = b"echo\n"
@@ -92,7 +93,8 @@ class LiveServer:
     _ready: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
-        asyncio.run(self._serve())
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            runner.run(self._serve())
 
     async def _serve(self) -> None:
         plugins = load_plugins()
