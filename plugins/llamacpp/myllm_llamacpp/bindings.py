@@ -46,9 +46,9 @@ class Log:
 
     def __init__(self, api: Any) -> None:
         self._local = threading.local()
-        self._callback = api.llama_log_callback(self._take)  # llama.cpp keeps the address, so this must stay alive
+        self.callback = api.llama_log_callback(self._take)  # llama.cpp keeps the address, so this must stay alive
         self._level = _WARN
-        api.llama_log_set(self._callback, None)
+        api.llama_log_set(self.callback, None)
 
     @contextmanager
     def capture(self) -> Iterator[deque[str]]:

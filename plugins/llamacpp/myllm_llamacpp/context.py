@@ -89,6 +89,29 @@ class Batch:
         return row
 
 
+class RowBatch:
+    """One forward pass over embeddings: rows of an image, of shape (rows, width), at places of shape (rows,).
+
+    Where positions have four parts, places are of shape (4, rows). A batch holds tokens or embeddings, never both.
+    """
+
+    def __init__(self, api: Any, rows: Floats, places: Ints, sequence: int, output: bool) -> None:
+        count = len(rows)
+        outputs = np.zeros(count, np.int8)
+        outputs[-1] = output
+        cell = np.array([sequence], np.int32)
+        self._alive = rows, places, outputs, cell, np.ones(count, np.int32), np.full(count, cell.ctypes.data, np.uintp)
+        self.native: Any = api.llama_batch(
+            n_tokens=count,
+            token=None,
+            embd=_pointer(rows, ctypes.c_float),
+            pos=_pointer(places, ctypes.c_int32),
+            n_seq_id=_pointer(self._alive[4], ctypes.c_int32),
+            seq_id=_pointer(self._alive[5], ctypes.POINTER(ctypes.c_int32)),
+            logits=_pointer(outputs, ctypes.c_int8),
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class ContextSize:
     """What a context is made for: tokens of cache, rows in a batch, sequences; ``embeddings`` instead of logits."""
@@ -142,13 +165,27 @@ class Context:
             params.n_outputs_max = min(size.sequences + settings.guesses, size.batch)
         return params
 
-    def decode(self) -> int:
+    def decode_rows(self, rows: Floats, places: Ints, sequence: int, causal: bool, output: bool) -> int:
+        """Run rows of an image in place of tokens, at ``places`` (see ``vision.Span``); as ``decode``.
+
+        Unless ``causal`` each sees all of them. With ``output`` there are logits for the last one.
+        """
+        batch = RowBatch(self._api, np.ascontiguousarray(rows), np.ascontiguousarray(places), sequence, output)
+        if not causal:
+            self._api.llama_set_causal_attn(self.handle, False)
+        try:
+            return self.decode(batch.native)
+        finally:
+            if not causal:
+                self._api.llama_set_causal_attn(self.handle, True)
+
+    def decode(self, batch: Any = None) -> int:
         """Run the batch. 0: done; 1: no room in the cache, nothing changed; else the batch failed (see llama.h).
 
         Gives the GIL away meanwhile.
         """
         self.threads.begin()
-        code = int(self._api.llama_decode(self.handle, self.batch.native))
+        code = int(self._api.llama_decode(self.handle, batch or self.batch.native))
         if code == 0:
             self._api.llama_synchronize(self.handle)
         count = self.threads.end()

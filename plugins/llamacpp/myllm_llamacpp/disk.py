@@ -28,7 +28,7 @@ from myllm_core.errors import IntegrityError
 from myllm_core.models.disk import open_regular
 from myllm_llamacpp.bindings import library, logger
 from myllm_llamacpp.context import Ints
-from myllm_llamacpp.lora import Adapter
+from myllm_llamacpp.lora import Adapter, digest_of
 from myllm_llamacpp.options import LoadSettings
 from myllm_llamacpp.states import State
 
@@ -179,7 +179,9 @@ def default_folder() -> Path:
     return platformdirs.user_cache_path("myllm") / "kv"
 
 
-def model_key(model: Model, settings: LoadSettings, adapters: Iterable[Adapter] = ()) -> bytes | None:
+def model_key(
+    model: Model, settings: LoadSettings, adapters: Iterable[Adapter] = (), projectors: Iterable[Path] = ()
+) -> bytes | None:
     """A hash of all that decides what llama.cpp keeps of a sequence; None for weights of unknown content."""
     weights = [(file.sha256, path.stat()) for file, path in zip(model.manifest.files, model.paths, strict=True)]
     if not all(sha256 for sha256, _ in weights):
@@ -191,6 +193,7 @@ def model_key(model: Model, settings: LoadSettings, adapters: Iterable[Adapter] 
         [settings.keys, settings.type_v, settings.flash_attn, settings.swa_full, streams],
         [version("llama-cpp-python"), build.st_size, build.st_mtime_ns],
         *([adapter.digest, adapter.scale] for adapter in adapters if settings.cache_disk),
+        *(["mmproj", digest_of(path), settings.image_max_tokens] for path in projectors if settings.cache_disk),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).digest()
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from myllm_core import Embeddings, MemoryEstimate, Model, ModelFacts, Sequence, Support, TokenEngine, TokenOut
 from myllm_core.engine import LoadProgress
-from myllm_core.errors import EngineError, EngineMissing, OutOfMemory, UnsupportedError
-from myllm_core.types import Sampling
+from myllm_core.errors import EngineError, EngineMissing, MyllmError, OutOfMemory, UnsupportedError
+from myllm_core.types import Image, Sampling
 from myllm_llamacpp.options import MAX_ROWS, LoadSettings
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from myllm_llamacpp.offload import Split
     from myllm_llamacpp.saver import Saver
     from myllm_llamacpp.scheduler import Scheduler, Stats
+    from myllm_llamacpp.vision import Vision
 
 _INSTALL = 'pip install "myllm[llamacpp]"'
 _WEIGHTS_PROGRESS = 0.95
@@ -40,11 +41,16 @@ class LlamaCppEngine(TokenEngine):
     sampling: ClassVar[frozenset[str]] = frozenset(field.name for field in fields(Sampling))
 
     def __init__(
-        self, model: LlamaModel, context: Context | None, settings: LoadSettings, key: bytes | None = None
+        self,
+        model: LlamaModel,
+        context: Context | None,
+        settings: LoadSettings,
+        key: bytes | None = None,
+        vision: Vision | str = "",
     ) -> None:
         """Put the loaded parts together; ``load`` makes them. Without a context the model only makes embeddings.
 
-        Without a ``key`` (see ``disk.model_key``) no sequence is saved to disk.
+        Without a ``key`` (see ``disk.model_key``) no sequence is saved to disk. ``vision`` may say why there is none.
         """
         from myllm_llamacpp.embed import Embedder
 
@@ -52,12 +58,16 @@ class LlamaCppEngine(TokenEngine):
         self._context = context
         self._scheduler: Scheduler | None = None
         self._saver: Saver | None = None
-        self._facts = _facts(model, context, settings)
+        self._vision = None if isinstance(vision, str) else vision
+        self._blind = vision if isinstance(vision, str) else ""
+        self._facts = _facts(model, context, settings, self._vision is not None)
         self._embedder = Embedder(model, settings, self._facts.context_size)
         self.max_sequences = settings.n_parallel
         if context is not None:
             disk = _disk(settings, key)
             self._scheduler = _scheduler(model, context, settings, self._facts.context_size, disk)
+            self._scheduler.vision = self._vision
+            self._scheduler.slots.whole_images = self._vision is not None and self._vision.atomic
             self._saver = _saver(self._scheduler, disk)
 
     @classmethod
@@ -79,7 +89,7 @@ class LlamaCppEngine(TokenEngine):
         settings = LoadSettings.parse(options)
         files, free = files_of(model, settings), hardware.free_memory()
         split = _split(files, settings, free, devices.ask_gpus() if settings.n_gpu_layers else [], now=False)
-        size = files.size + memory.draft_bytes(files, settings, free)
+        size = files.size + memory.draft_bytes(files, settings, free) + memory.vision_bytes(files)
         return memory.estimate(memory.shape_of(files.headers[0]), settings, size, free, split)
 
     @classmethod
@@ -110,7 +120,11 @@ class LlamaCppEngine(TokenEngine):
             context = _context(loaded, settings, tokens)
             if context is not None:
                 undo.callback(context.close)
-            engine = cls(loaded, context, settings, model_key(model, settings, files.adapters))
+            vision = _vision(files, loaded, context, settings)
+            if not isinstance(vision, str):
+                undo.callback(vision.close)
+            named = files.projector if settings.mmproj or settings.image_max_tokens else {}
+            engine = cls(loaded, context, settings, model_key(model, settings, files.adapters, named), vision)
             if files.draft:
                 engine._draft_with(files.draft, settings, tokens)
             progress(1.0)
@@ -143,6 +157,14 @@ class LlamaCppEngine(TokenEngine):
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Token ids of a piece of a prompt; see ``model.Model.tokenize`` for SentencePiece's leading space."""
         return self._model.tokenize(text, special)
+
+    def image_tokens(self, image: Image) -> list[int]:
+        """What stands for an image; see ``TokenEngine``. Raises ``InvalidRequest``, ``UnsupportedError``."""
+        if self._vision is not None:
+            return self._vision.tokens(image)
+        if self._blind:
+            raise UnsupportedError(f"images can't be read with this model: {self._blind}; send text only")
+        return super().image_tokens(image)
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; empty for control tokens."""
@@ -190,6 +212,8 @@ class LlamaCppEngine(TokenEngine):
                 parts.callback(self._context.close)
             if self._saver is not None:
                 parts.callback(self._saver.close)
+            if self._vision is not None:
+                parts.callback(self._vision.close)
             if self._scheduler is not None:
                 parts.callback(self._scheduler.close)
             parts.callback(self._embedder.close)
@@ -216,7 +240,7 @@ def _room(files: Files, settings: LoadSettings, devices: list[Device]) -> tuple[
             )
         settings = settings.model_copy(update={"n_gpu_layers": split.layers})
     needed = sum(shape.total(settings, size, free)) + (0 if settings.use_mmap else size)
-    needed += memory.draft_bytes(files, settings, free)
+    needed += memory.draft_bytes(files, settings, free) + memory.vision_bytes(files)
     if split is not None and not split.unified:
         needed -= split.cache + (0 if settings.use_mmap else split.weights)
     if needed > free:
@@ -235,7 +259,8 @@ def _split(files: Files, settings: LoadSettings, free: int, devices: list[Device
     from myllm_llamacpp.offload import Demand, layers_of, split
 
     cache, buffers = memory.shape_of(files.headers[0]).total(settings, files.size, free)
-    buffers += memory.draft_bytes(files, settings, free) + sum(path.stat().st_size for path in files.draft)
+    buffers += memory.draft_bytes(files, settings, free) + memory.vision_bytes(files)
+    buffers += sum(path.stat().st_size for path in (*files.draft, *files.projector))
     return split(Demand(layers_of(files.headers), cache, buffers), settings.n_gpu_layers, devices, now)
 
 
@@ -252,6 +277,24 @@ def _context(model: LlamaModel, settings: LoadSettings, tokens: int) -> Context 
         return context
     context.close()
     return None
+
+
+def _vision(files: Files, model: LlamaModel, context: Context | None, settings: LoadSettings) -> Vision | str:
+    """What reads images, or why nothing does. Raises ``EngineError`` for a projector that was asked for by name."""
+    if context is None or not files.projector:
+        return ""
+    from myllm_llamacpp.bindings import logger
+    from myllm_llamacpp.projector import Projector
+    from myllm_llamacpp.vision import Vision
+
+    [(path, header)] = files.projector.items()
+    try:
+        return Vision(Projector(path, header, model, settings, context.threads.crowding.count))
+    except MyllmError as error:
+        if settings.mmproj:
+            raise
+        logger.warning("this model will read no images: %s", error)
+        return str(error)
 
 
 def _disk(settings: LoadSettings, key: bytes | None) -> Disk | None:
@@ -291,10 +334,11 @@ def _scheduler(
     return Scheduler(context, slots, Pace(context.batch.rows), rates, context_size, settings.kv_unified, guesses, keep)
 
 
-def _facts(model: LlamaModel, context: Context | None, settings: LoadSettings) -> ModelFacts:
+def _facts(model: LlamaModel, context: Context | None, settings: LoadSettings, sees: bool) -> ModelFacts:
     trained = model.trained_context
     limits = [trained, settings.n_ctx if settings.kv_unified else 0, context.tokens_per_sequence if context else 0]
     writes = {"chat", "complete", "grammar", "logprobs"} if context else set()
+    writes |= {"vision"} if sees else set()
     return ModelFacts(
         context_size=min(limit for limit in limits if limit),
         trained_context=trained,

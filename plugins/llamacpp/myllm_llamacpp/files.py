@@ -16,19 +16,22 @@ from myllm_llamacpp.options import LoadSettings
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """What is loaded: weights in one file or several, with their headers, adapters, and a draft model likewise."""
+    """What is loaded: weights in one file or several, with their headers, adapters, a draft model likewise, and the
+    projector for images.
+    """
 
     weights: list[Path]
     headers: list[GGUF]
     adapters: list[lora.Adapter] = field(default_factory=list)
     draft: list[Path] = field(default_factory=list)
     draft_headers: list[GGUF] = field(default_factory=list)
+    projector: dict[Path, GGUF] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
         """Bytes of all of them."""
         adapters = (adapter.path for adapter in self.adapters)
-        return sum(path.stat().st_size for path in (*self.weights, *adapters, *self.draft))
+        return sum(path.stat().st_size for path in (*self.weights, *adapters, *self.draft, *self.projector))
 
 
 def files_of(model: Model, settings: LoadSettings) -> Files:
@@ -36,12 +39,12 @@ def files_of(model: Model, settings: LoadSettings) -> Files:
 
     Raises ``EngineError``, ``IntegrityError`` for damaged ones, ``InvalidOption`` for a file that isn't there.
     """
-    weights = _weights(model.name, model.paths)
+    weights, projector = _weights(model.name, model.paths), _projector(settings.mmproj, model)
     adapters = lora.adapters(settings.lora, model)
     for adapter in adapters:
         lora.check(adapter, weights.values())
     draft = _weights(settings.draft, _draft_paths(settings.draft, model)) if settings.draft else {}
-    return Files([*weights], [*weights.values()], adapters, [*draft], [*draft.values()])
+    return Files([*weights], [*weights.values()], adapters, [*draft], [*draft.values()], projector)
 
 
 def _weights(name: str, paths: Iterable[Path]) -> dict[Path, GGUF]:
@@ -54,6 +57,24 @@ def _weights(name: str, paths: Iterable[Path]) -> dict[Path, GGUF]:
         kind = header.metadata.get("general.type") or header.architecture
         raise EngineError(f"{path.name} is of type {kind}, which can't be run by itself; pull a model")
     return weights
+
+
+def _projector(text: str, model: Model) -> dict[Path, GGUF]:
+    """The projector with its header: the file that ``text`` names, or the one beside the weights; empty for none."""
+    if text == "off":
+        return {}
+    paths = [_named(text, model)] if text else [path for path in model.paths if path.suffix == ".gguf"]
+    found = {path: header for path in paths if _is_projector(header := read_gguf(path))}
+    if text and not found:
+        raise EngineError(f"{paths[0].name} is no projector for images; take the mmproj file of the model")
+    return dict([*found.items()][:1])
+
+
+def _named(text: str, model: Model) -> Path:
+    found = lora.find(text, model)
+    if found is None:
+        raise InvalidOption(f"load option mmproj: there is no file {text}; write the path of a GGUF file, or off")
+    return found
 
 
 def _draft_paths(text: str, model: Model) -> list[Path]:
@@ -69,4 +90,8 @@ def _draft_paths(text: str, model: Model) -> list[Path]:
 
 def _is_model(header: GGUF) -> bool:
     """Whether it is weights, not a projector or an adapter that lies beside them."""
-    return header.architecture != "clip" and header.metadata.get("general.type", "model") == "model"
+    return not _is_projector(header) and header.metadata.get("general.type", "model") == "model"
+
+
+def _is_projector(header: GGUF) -> bool:
+    return header.architecture == "clip"

@@ -36,8 +36,13 @@ class Adapter:
     @property
     def digest(self) -> str:
         """The hash of the file's content."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_of(self.path)
+
+
+def digest_of(path: Path) -> str:
+    """The hash of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def adapters(listed: str, model: Model) -> list[Adapter]:
@@ -50,9 +55,9 @@ def adapters(listed: str, model: Model) -> list[Adapter]:
 
 def _adapter(text: str, model: Model) -> Adapter:
     scaled = _SCALED.fullmatch(text)
-    path = _find(text, model)
+    path = find(text, model)
     if path is None and scaled:
-        path = _find(scaled["path"], model)
+        path = find(scaled["path"], model)
         if path is not None:
             return Adapter(path, _scale(scaled["scale"], text))
     if path is None:
@@ -70,7 +75,8 @@ def _scale(text: str, item: str) -> float:
     return scale
 
 
-def _find(text: str, model: Model) -> Path | None:
+def find(text: str, model: Model) -> Path | None:
+    """The file at a path, or the one of that name beside the model."""
     path = Path(text).expanduser()
     beside = (own for own in model.paths if own.name == text)
     return next((found for found in (path, *beside) if found.is_file()), None)

@@ -19,6 +19,8 @@ AUTO_LIMIT = 32_768
 _AUTO_POOL = 16_384  # what several sequences of a model with a short context get together
 _LEAST_CONTEXT = 2048
 _KV_SHARE = 0.25  # of the memory left beside the weights
+_MOST_PATCHES = 2**16  # of an image
+_ACTIVATIONS = 5  # of a patch that are there at a time, each as wide as its embedding
 _PAGE = 256  # llama.cpp rounds contexts up to it
 
 # Bytes an element, from the block sizes in ggml-common.h (32 elements a block where quantized).
@@ -98,6 +100,17 @@ def draft_bytes(files: Files, settings: LoadSettings, free: int) -> int:
         return 0
     tokens = shape_of(files.headers[0]).context(settings, files.size, free)
     return sum(shape_of(files.draft_headers[0]).total(settings.model_copy(update={"n_ctx": tokens}), 0, free))
+
+
+def vision_bytes(files: Files) -> int:
+    """Bytes of buffers that encoding an image needs; 0 without a projector. Fitted to what llama.cpp allocates."""
+    total = 0
+    for header in files.projector.values():
+        get = _Numbers(header)
+        size, patch = get("vision.image_size"), get("vision.patch_size")
+        patches = min((size // patch) ** 2 if patch else 0, _MOST_PATCHES)
+        total += 4 * patches * (_ACTIVATIONS * get("vision.embedding_length") + get("vision.feed_forward_length"))
+    return total
 
 
 def estimate(shape: Shape, settings: LoadSettings, weights: int, free: int, split: Split | None) -> MemoryEstimate:

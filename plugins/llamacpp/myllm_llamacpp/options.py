@@ -71,6 +71,15 @@ class LoadSettings(LoadOptions):
         4, ge=-1, le=_TOO_BIG, description="first tokens that context_shift never forgets; -1 is the whole prompt"
     )
     lora: str = Field("", description="LoRA adapters for the model: files as PATH or PATH=SCALE, with commas between")
+    mmproj: str = Field(
+        "", description="the projector for images, a GGUF file; empty takes the one beside the model, off takes none"
+    )
+    image_max_tokens: int = Field(
+        0,
+        ge=0,
+        le=MAX_ROWS,
+        description="most tokens that an image stands for, where the model leaves that open; 0 is its own limit",
+    )
     cache_ram: int = Field(
         -1,
         ge=-1,

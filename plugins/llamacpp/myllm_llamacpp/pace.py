@@ -35,12 +35,14 @@ class Pace:
         """Prompt tokens for the next step beside ``streams`` sequences that each write one."""
         if self._token is None:
             return min(self._limit, _START)
+        return max(_LEAST, min(self._limit, int(self.seconds(streams) / self._token)))
+
+    def seconds(self, streams: int) -> float:
+        """What may be done in the next step beside ``streams`` sequences that each write a token."""
         if not streams:
-            allowed = _IDLE_STEP
-        else:
-            plain = self._plain(streams)
-            allowed = max((_STALL - 1) * plain, _SHORT_STALL - plain)
-        return max(_LEAST, min(self._limit, int(allowed / self._token)))
+            return _IDLE_STEP
+        plain = self._plain(streams)
+        return max((_STALL - 1) * plain, _SHORT_STALL - plain)
 
     def measured(self, streams: int, prompt: int, seconds: float) -> None:
         """Take note of a step that wrote ``streams`` tokens and read ``prompt`` others."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,11 +13,14 @@ from myllm_core.engine import Sequence, TokenOut
 from myllm_core.errors import EngineError, InvalidRequest, MyllmError
 from myllm_core.refusals import refusal, too_long
 from myllm_core.sampler import Sampler, log_probabilities
-from myllm_llamacpp.context import Context, Ints, as_tokens
+from myllm_llamacpp.context import Context, Floats, Ints, as_tokens
 from myllm_llamacpp.draft import Drafter, Wish
 from myllm_llamacpp.pace import Pace
 from myllm_llamacpp.slots import History, Slot, Slots
 from myllm_llamacpp.speculate import NO_GUESS, Lookup, Rates
+
+if TYPE_CHECKING:
+    from myllm_llamacpp.vision import Span, Vision
 
 _COPIED = 4e9
 """Bytes that are copied out of the cache in a second, at least."""
@@ -76,6 +79,18 @@ class Run:
         return self.history.length - (self.slot.cached if self.slot else 0)
 
     @property
+    def image(self) -> Span | None:
+        """The next image that isn't all cached."""
+        cached = _slot(self).cached
+        return next((span for span in self.history.spans if span.end > cached), None)
+
+    @property
+    def text(self) -> int:
+        """Pending tokens before the next image; 0 when that comes first."""
+        image = self.image if self.history.spans else None
+        return self.pending if image is None else max(0, image.start - _slot(self).cached)
+
+    @property
     def room(self) -> int:
         """Cache cells that it needs soon."""
         return self.history.length + max(0, min(self.request.max_tokens - self.written, _RESERVE))
@@ -83,11 +98,15 @@ class Run:
 
 @dataclass(slots=True, eq=False)
 class Part:
-    """What a run has in the batch: so many of its pending tokens, and guesses of what comes after them."""
+    """What a run has in the batch: so many of its pending tokens, and guesses of what comes after them.
+
+    Tokens that stand for rows of an image come with all ``rows`` of that image, and are alone in a batch.
+    """
 
     run: Run
     share: int
     guess: Ints = field(default_factory=lambda: NO_GUESS)
+    rows: Floats | None = None
 
 
 Plan = list[Part]
@@ -106,6 +125,9 @@ class Scheduler:
 
     With ``keep`` a sequence whose context is full goes on: half of what comes after its first ``keep`` tokens (-1: its
     prompt) is forgotten.
+
+    An image is read for one sequence at a time, the one that came first: in each step its rows are computed for as long
+    as a prompt may hold replies up, and then read in a batch of their own.
     """
 
     context: Context
@@ -117,6 +139,7 @@ class Scheduler:
     guesses: int = 0
     keep: int | None = None
     drafter: Drafter | None = None
+    vision: Vision | None = None
     stats: Stats = field(default_factory=Stats)
     _runs: dict[int, Run] = field(default_factory=dict)
     _running: list[Run] = field(default_factory=list)
@@ -132,8 +155,15 @@ class Scheduler:
         if error is not None:
             self._failed.append(TokenOut(request.id, -1, error=error))
             return
-        history = History(as_tokens(request.tokens))
-        sampler = Sampler(request.sampling, self.context_size, request.tokens)
+        tokens = as_tokens(request.tokens)
+        try:
+            spans = self.vision.spans(tokens, request.images) if self.vision and request.images else ()
+        except InvalidRequest as wrong:
+            self._failed.append(TokenOut(request.id, -1, error=wrong))
+            return
+        history = History(tokens, spans)
+        words = [token for token in request.tokens if token >= 0] if spans else request.tokens
+        sampler = Sampler(request.sampling, self.context_size, words)
         looks_up = self.guesses and request.allowed is None and not (self.drafter and self.drafter.payoff.always)
         lookup = Lookup(self.context.vocab_size, history.length) if looks_up else None
         run = self._runs[request.id] = Run(request, history, sampler, lookup)
@@ -161,7 +191,8 @@ class Scheduler:
         written = [out for part, row in plan for out in self._write(part, row)]
         if plan:
             self.slots.tidy(int(_COPIED * (self.pace.step or _SHORT_STEP)))
-        if plan and self.stats.prompt_tokens == read:
+        looks = self.vision is not None and self._look(self.vision, written, self.stats.prompt_tokens != read)
+        if plan and self.stats.prompt_tokens == read and not looks:
             self._learn(len(plan), sum(len(part.guess) for part, _ in plan), len(written), decoded)
         outs, self._failed = self._failed + written, []
         self.stats.step_seconds += perf_counter() - begin
@@ -205,6 +236,8 @@ class Scheduler:
     def _shift(self, run: Run, keep: int) -> None:
         kept = min(keep if keep >= 0 else len(run.request.tokens), int(_MOST_KEPT * self.context_size))
         end = kept + (run.history.length - kept) // 2
+        first, last = run.history.image_at(kept), run.history.image_at(end)
+        kept, end = first.start if first else kept, last.end if last else end
         run.history = self.slots.shift(_slot(run), kept, end)
         run.forgotten += end - kept
         self.stats.forgotten_tokens += end - kept
@@ -212,18 +245,47 @@ class Scheduler:
             run.lookup = Lookup(self.context.vocab_size, run.history.length)
 
     def _plan(self) -> Plan:
-        plan = [Part(run, 1) for run in self._running if run.pending == 1]
-        reading = sorted((run for run in self._running if run.pending > 1), key=lambda run: run.pending)
+        plan = [Part(run, 1) for run in self._running if run.pending == 1 and run.text]
+        reading = sorted((run for run in self._running if run.pending > 1 and run.text), key=lambda run: run.pending)
         if not reading:
             self._guess(plan)
             return plan
-        budget = min(self.pace.chunk(len(plan)), self.context.batch.rows - len(plan))
+        budget = min(self.pace.chunk(len(plan)) // (1 + self._sees()), self.context.batch.rows - len(plan))
         for left, run in zip(range(len(reading), 0, -1), reading, strict=True):
-            share = min(run.pending, -(-budget // left))
+            share = min(run.text, -(-budget // left))
             if share:
                 plan.append(Part(run, share))
                 budget -= share
         return plan
+
+    def _sees(self) -> bool:
+        """Whether an image is next for some run."""
+        return self.vision is not None and any(run.pending and not run.text for run in self._running)
+
+    def _look(self, vision: Vision, written: list[TokenOut], half: bool) -> bool:
+        """Go on with the image that is next, and put what a prompt that ends with it writes to ``written``.
+
+        False: there is none. With ``half`` a step's time for prompts, since others were read in this one.
+        """
+        run = next((run for run in self._running if run.pending and not run.text), None)
+        image = run.image if run is not None else None
+        if run is None or image is None:
+            return False
+        others = sum(other.pending == 1 for other in self._running)
+        begin = perf_counter()
+        try:
+            rows = vision.rows(image, self.pace.seconds(others) / (1 + half))
+        except MyllmError as error:
+            self._fail(run, error)
+            return True
+        self.stats.decode_seconds += perf_counter() - begin
+        if rows is not None:
+            left = image.end - _slot(run).cached
+            most = min(max(1, self.pace.chunk(others) // (1 + half)), self.context.batch.rows)
+            share = left if vision.non_causal else min(left, most)
+            for part, row in self._run_batch([Part(run, share, rows=rows)]):
+                written += self._write(part, row)
+        return True
 
     def _guess(self, plan: Plan) -> None:
         self._drafted = False
@@ -241,7 +303,7 @@ class Scheduler:
 
     def _draft(self, drafter: Drafter, plan: Plan, room: int) -> None:
         """Have a draft model guess what nobody has said before."""
-        parts = [part for part in plan if part.run.request.allowed is None]
+        parts = [part for part in plan if part.run.request.allowed is None and not part.run.history.spans]
         if not parts or not drafter.payoff.wanted(len(plan)):
             return
         begin = perf_counter()
@@ -259,9 +321,10 @@ class Scheduler:
     def _run_batch(self, plan: Plan) -> list[tuple[Part, int]]:
         """Read the planned tokens; give the parts that can write now, with the first of their rows of the batch."""
         while plan:
-            rows = self._fill(plan)
+            image = plan[0] if plan[0].rows is not None else None
+            rows = self._fill(plan) if image is None else [image.share - 1]
             begin = perf_counter()
-            code = self.context.decode()
+            code = self.context.decode() if image is None else self._decode_image(image)
             seconds = perf_counter() - begin
             self.stats.decode_seconds += seconds
             if code == 0:
@@ -275,6 +338,15 @@ class Scheduler:
             return []
         return []
 
+    def _decode_image(self, part: Part) -> int:
+        run, slot, image = part.run, _slot(part.run), part.run.image
+        assert part.rows is not None and image is not None, "it was planned with rows"
+        first = slot.cached - image.start
+        places = image.places(run.history.position(image.start))[..., first : first + part.share]
+        causal = not (self.vision and self.vision.non_causal)
+        ends = part.share == run.pending
+        return self.context.decode_rows(part.rows[first : first + part.share], places, slot.id, causal, ends)
+
     def _fill(self, plan: Plan) -> list[int]:
         batch = self.context.batch
         batch.clear()
@@ -282,10 +354,11 @@ class Scheduler:
         for part in plan:
             run, slot = part.run, _slot(part.run)
             tokens = run.history.slice(slot.cached, slot.cached + part.share)
+            position = run.history.position(slot.cached) if run.history.spans else slot.cached
             if len(part.guess):
-                last = batch.add(np.concatenate([tokens, part.guess]), slot.cached, slot.id, "all")
+                last = batch.add(np.concatenate([tokens, part.guess]), position, slot.id, "all")
             else:
-                last = batch.add(tokens, slot.cached, slot.id, "last" if part.share == run.pending else "none")
+                last = batch.add(tokens, position, slot.id, "last" if part.share == run.pending else "none")
             rows.append(last - len(part.guess))
         return rows
 
@@ -321,8 +394,8 @@ class Scheduler:
             self._set_back(newest)
             return [part for part in plan if part.run is not newest]
         [part] = plan
-        if part.share > 1:
-            return [Part(part.run, part.share // 2)]
+        if part.share > 1 and not (part.rows is not None and self.vision and self.vision.non_causal):
+            return [Part(part.run, part.share // 2, rows=part.rows)]
         self._fail(part.run, EngineError("the KV cache is full; load the model with a larger n_ctx"))
         return []
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,15 +12,19 @@ from myllm_llamacpp.context import Context, Ints
 from myllm_llamacpp.disk import Disk, Saved
 from myllm_llamacpp.states import State, States
 
+if TYPE_CHECKING:
+    from myllm_llamacpp.vision import Span
+
 _WORTH_KEEPING = 64
 """Tokens that a copy must save: less is read anew as quickly."""
 _ALL = 2**31
 
 
 class History:
-    """The tokens of a sequence, prompt and reply: an array that grows."""
+    """The tokens of a sequence, prompt and reply: an array that grows. ``spans`` are the rows of images among them."""
 
-    def __init__(self, tokens: Ints | None = None) -> None:
+    def __init__(self, tokens: Ints | None = None, spans: tuple[Span, ...] = ()) -> None:
+        self.spans = spans
         self.length = 0 if tokens is None else len(tokens)
         self._data = np.empty(max(256, 2 * self.length), np.int32)
         if tokens is not None:
@@ -40,6 +45,14 @@ class History:
     def tokens(self) -> Ints:
         """A view of all tokens."""
         return self._data[: self.length]
+
+    def position(self, index: int) -> int:
+        """Where the model has a token that is no image's row: those of an image may take fewer positions than rows."""
+        return index - sum(span.rows - span.piece.positions for span in self.spans if span.end <= index)
+
+    def image_at(self, index: int) -> Span | None:
+        """The image that would be cut in two before this token."""
+        return next((span for span in self.spans if span.start < index < span.end), None)
 
     def common(self, tokens: Ints) -> int:
         """How many of the first tokens are the same."""
@@ -79,7 +92,10 @@ class Slots:
     Where a sequence can't be cut short (recurrent and hybrid models), a slot helps only when the new prompt goes on
     exactly where it ends. Where layers look through a sliding window, the tokens before the cut must still be there.
     What is given up goes to ``states`` and comes back when a prompt begins like it, as what is on disk does.
+    With ``whole_images`` no prefix ends within an image.
     """
+
+    whole_images = False
 
     def __init__(
         self, context: Context, states: States, disk: Disk | None, *, can_cut: bool, shared: bool, window: int
@@ -117,7 +133,7 @@ class Slots:
             return self._take(source, history, prefix)
         target = self._oldest(others)
         self.give_up(target)
-        self._context.copy(source.id, target.id, prefix)
+        self._context.copy(source.id, target.id, history.position(prefix))
         target.cached = prefix
         target.shared = prefix if source.busy else 0
         return self._take(target, history, prefix)
@@ -168,7 +184,10 @@ class Slots:
     def usable(self, tokens: Ints, history: History, first: int = 0) -> int:
         """How many of the cached ``tokens``, there from position ``first`` on, a prompt can begin with."""
         prefix = min(history.common(tokens), history.length - 1)
-        if prefix < len(tokens) and (not self._can_cut or first > max(0, prefix - self._window)):
+        cut = history.image_at(prefix) if self.whole_images else None
+        if cut is not None:
+            prefix = cut.start
+        if prefix < len(tokens) and (not self._can_cut or first > max(0, history.position(prefix) - self._window)):
             return 0
         return max(0, prefix)
 
@@ -206,10 +225,11 @@ class Slots:
     def _take(self, slot: Slot, history: History, prefix: int) -> Slot:
         if 2 * prefix < slot.cached:
             self._keep(slot)
-        if prefix < slot.cached and not (prefix and self._context.remove(slot.id, prefix)):
+        position = history.position(prefix)
+        if prefix < slot.cached and not (prefix and self._context.remove(slot.id, position)):
             self.forget(slot)
             prefix = 0
-        if prefix and self._window and not 0 <= self._context.first(slot.id) <= max(0, prefix - self._window):
+        if prefix and self._window and not 0 <= self._context.first(slot.id) <= max(0, position - self._window):
             self.forget(slot)
             prefix = 0
         slot.history, slot.cached, slot.shared, slot.busy = history, prefix, min(slot.shared, prefix), True
@@ -218,7 +238,7 @@ class Slots:
     def extend(self, slot: Slot, right: int) -> None:
         """Of guessed tokens that were put after what is cached, so many were right: take the others out."""
         slot.cached += right
-        self._context.remove(slot.id, slot.cached)
+        self._context.remove(slot.id, slot.history.position(slot.cached))
 
     def shift(self, slot: Slot, keep: int, end: int) -> History:
         """Forget a running slot's tokens from ``keep`` to before ``end``; the history that is left.
@@ -235,13 +255,17 @@ class Slots:
             slot.cached -= end - keep
             slot.exact = keep
         slot.shared = min(slot.shared, keep)
-        slot.history = History(np.concatenate([slot.history.slice(0, keep), slot.history.tokens[end:]]))
+        spans = slot.history.spans
+        kept = [span for span in spans if span.end <= keep]
+        kept += [replace(span, start=span.start - (end - keep)) for span in spans if span.start >= end]
+        left = np.concatenate([slot.history.slice(0, keep), slot.history.tokens[end:]])
+        slot.history = History(left, tuple(kept))
         return slot.history
 
     def _cut(self, slot: Slot, length: int) -> None:
         """Leave only the first tokens in the cache."""
         if slot.cached > length:
-            self._context.remove(slot.id, length)
+            self._context.remove(slot.id, slot.history.position(length))
             slot.cached = length
         slot.exact = _ALL
 

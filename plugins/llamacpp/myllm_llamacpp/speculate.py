@@ -70,7 +70,9 @@ class Lookup:
         if not self._next or self._read < len(tokens):
             return NO_GUESS
         count = min(most, rates.worth(self._streak), len(tokens) - self._next)
-        return tokens[self._next : self._next + max(0, count)].copy()
+        guess = tokens[self._next : self._next + max(0, count)]
+        images = (guess < 0).nonzero()[0]  # their rows can't be written
+        return guess[: images[0]].copy() if len(images) else guess.copy()
 
 
 class Rates:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from myllm_llamacpp.engine import LlamaCppEngine
 
-from myllm_core import Manifest, Model, ModelFile, Sequence, TokenOut
+from myllm_core import Image, Manifest, Model, ModelFile, Sequence, TokenOut
 from myllm_core.types import Sampling
 
 GREEDY = Sampling(temperature=0.0)
@@ -21,6 +21,10 @@ GREEDY = Sampling(temperature=0.0)
 SMALL = {"n_ctx": 2048, "n_threads": 1}
 TOLERANCE = 0.02
 """Of log probabilities."""
+
+
+Prompt = str | list[int] | tuple[str | Image, ...]
+"""Text, token ids, or texts and images one after the other."""
 
 
 @dataclass
@@ -64,13 +68,28 @@ class Driver:
         self._left: dict[int, int] = {}
 
     def start(
-        self, prompt: str | list[int], tokens: int = 16, sampling: Sampling = GREEDY, logprobs: int | None = 2
+        self,
+        prompt: Prompt,
+        tokens: int = 16,
+        sampling: Sampling = GREEDY,
+        logprobs: int | None = 2,
     ) -> int:
-        ids = self.engine.tokenize(prompt, False) if isinstance(prompt, str) else list(prompt)
+        ids, images = self.tokens(prompt)
         number = next(self._ids)
         self.replies[number], self._left[number] = Reply(), tokens
-        self.engine.add(Sequence(number, ids, sampling, tokens, logprobs))
+        self.engine.add(Sequence(number, ids, sampling, tokens, logprobs, images=images))
         return number
+
+    def tokens(self, prompt: Prompt) -> tuple[list[int], tuple[Image, ...]]:
+        """Token ids of a prompt, and the images that have some of them."""
+        if isinstance(prompt, str):
+            return self.engine.tokenize(prompt, False), ()
+        if isinstance(prompt, list):
+            return list(prompt), ()
+        ids = []
+        for part in prompt:
+            ids += self.engine.tokenize(part, False) if isinstance(part, str) else self.engine.image_tokens(part)
+        return ids, tuple(part for part in prompt if isinstance(part, Image))
 
     def cancel(self, number: int) -> None:
         self.engine.cancel(number)
@@ -101,7 +120,7 @@ class Driver:
             self.step()
         raise AssertionError("the engine doesn't come to an end")
 
-    def run(self, *prompts: str | list[int], **kwargs: Any) -> list[Reply]:
+    def run(self, *prompts: Prompt, **kwargs: Any) -> list[Reply]:
         numbers = [self.start(prompt, **kwargs) for prompt in prompts]
         self.finish()
         return [self.replies[number] for number in numbers]
@@ -244,7 +263,10 @@ class Tiny:
 
 
 def tiny_attention(path: Path, architecture: str, window: int = 0, heads: int = 2, parts: int = 1) -> Path:
-    """A llama, or a gemma2 whose every other layer looks back ``window`` tokens; in one file or in parts."""
+    """A llama, or a gemma2 whose every other layer looks back ``window`` tokens; in one file or in parts.
+
+    The positions of a qwen2vl have three parts.
+    """
     tiny = Tiny(path, architecture, parts=parts)
     words, width = tiny.sentencepiece(), 64
     head = width // heads
@@ -258,10 +280,14 @@ def tiny_attention(path: Path, architecture: str, window: int = 0, heads: int = 
         norms += ["post_attention_norm", "post_ffw_norm"]
     tiny.tensor("token_embd.weight", words, width, spread=_EMBEDDING_SPREAD)
     tiny.norm("output_norm", width=width)
+    if architecture == "qwen2vl":
+        tiny.writer.add_rope_dimension_sections([head // 8, head // 8, head // 4, 0])
     for layer in ("blk.0", "blk.1"):
         tiny.norm(*(f"{layer}.{name}" for name in norms), width=width)
         for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
             tiny.tensor(f"{layer}.{name}.weight", width, width)
+            if architecture == "qwen2vl" and name != "attn_output":
+                tiny.tensor(f"{layer}.{name}.bias", width)
         tiny.tensor(f"{layer}.ffn_gate.weight", 128, width)
         tiny.tensor(f"{layer}.ffn_up.weight", 128, width)
         tiny.tensor(f"{layer}.ffn_down.weight", width, 128)
@@ -323,6 +349,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "narrow": tiny_attention(folder / "narrow.gguf", "llama", heads=4),
         "parts": tiny_attention(folder / "m.gguf", "llama", parts=2).parent,
         "llama": tiny_attention(folder / "llama.gguf", "llama"),
+        "qwen2vl": tiny_attention(folder / "qwen2vl.gguf", "qwen2vl"),
         "window": tiny_attention(folder / "window.gguf", "gemma2", window=16),
         "mamba": tiny_mamba(folder / "mamba.gguf"),
         "bert": tiny_bert(folder / "bert.gguf"),
