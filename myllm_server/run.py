@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from myllm_core.errors import ConfigError, MyllmError
 from myllm_core.plugins import Plugins, load_plugins
 from myllm_core.settings import Settings, load_settings
-from myllm_server.allocator import share_one_heap
+from myllm_server.allocator import collect_often, share_one_heap
 from myllm_server.loop import new_event_loop
 from myllm_server.records import log_to_stderr
 
@@ -132,6 +132,7 @@ async def _serve(settings: Settings, plugins: Plugins, listeners: list[socket.so
                 settings.shutdown_grace,
                 lambda: _announce(settings, listeners),
             )
+            collect_often()
             await server.serve(sockets=listeners)
     return exit_code(server)
 

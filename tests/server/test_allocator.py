@@ -1,9 +1,14 @@
-"""Threads of the server share one heap, so that memory that one of them gave back serves the others."""
+"""The server's memory stays small: its threads share one heap, and what connections leave is soon collected."""
 
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
+
+from support.serve import Served, served
 
 PROGRAM = """
 import re, sys, threading
@@ -37,3 +42,20 @@ def heaps(*args):
 def test_threads_share_one_heap():
     assert heaps() > 0
     assert heaps("one") == 0
+
+
+def test_what_connections_leave_is_soon_collected(home: Path, tmp_path: Path) -> None:
+    with served(home, tmp_path) as server:
+        process = psutil.Process(server.process.pid)
+        refuse(server, 200)
+        before = process.memory_info().rss
+        refuse(server, 1500)
+        grown = process.memory_info().rss - before
+    assert grown < 4 * 2**20  # 12 MiB with the command line's thresholds, which put the collector off
+
+
+def refuse(server: Served, times: int) -> None:
+    for _ in range(times):
+        with server.send_chat("x", wrong=1) as connection:
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.makefile("rb").read().startswith(b"HTTP/1.1 422 ")
