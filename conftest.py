@@ -60,6 +60,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Whole(config, log)
 
 
+def pytest_unconfigure() -> None:
+    """Close what llama_cpp opens when it is imported and leaves to Python's end, when that is a warning."""
+    if opened := sys.modules.get("llama_cpp._utils"):
+        opened.outnull_file.close()
+        opened.errnull_file.close()
+
+
 collect_ignore = [str(file.parent) for file in ROOT.glob("plugins/*/pyproject.toml") if _belongs_elsewhere(file.parent)]
 
 
