@@ -84,6 +84,7 @@ class Settings(BaseSettings):
         0, ge=0, le=2**20, description="most tokens of a reply, whether it asks for more or for none; 0: no limit"
     )
     rate_limit: int = Field(0, ge=0, description="HTTP requests a minute and client address; 0: no limit")
+    wrong_keys: int = Field(10, ge=0, description="wrong keys a minute and client address; 0: no limit")
     read_timeout: Duration = Field(60.0, description="longest time to send a request's head, and then its body")
     max_requests: int = Field(256, ge=1, description="requests answered at the same time before others are refused")
     ping_interval: Duration = Field(10.0, description="how long a stream may be silent before a comment is sent")

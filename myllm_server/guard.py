@@ -12,9 +12,11 @@ import re
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from myllm_core.errors import ConfigError
+from myllm_core.keys import ApiKey
 from myllm_core.settings import Settings
 from myllm_server.body import refuse
 from myllm_server.errors import HttpError
+from myllm_server.guesses import Guesses
 from myllm_server.headers import Headers
 from myllm_server.keys import ANYBODY, KeyRing
 from myllm_server.pages import chat_page
@@ -43,6 +45,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings, keys: KeyRing) -> None:
         self.app = app
         self.keys = keys
+        self.guesses = Guesses(settings.wrong_keys)
         self.names = LOOPBACK_NAMES | {_bare(name) for name in (settings.host, *settings.allowed_hosts)}
         self.origins = frozenset(settings.cors_origins)
 
@@ -106,7 +109,13 @@ class Guard:
         """Note whose request it is; what to say when nobody's key is with it, or one that doesn't open this."""
         if scope["path"] == _OPEN_PATH:
             return None
-        holder = self.keys.find(_offered(headers)) if self.keys.wanted() else ANYBODY
+        holder: ApiKey | None = ANYBODY
+        if self.keys.wanted():
+            offered = _offered(headers)
+            holder = self.keys.find(offered)
+            refusal = self.guesses.refusal(scope, holder) if offered else None
+            if refusal is not None:
+                return refusal
         if holder is None:
             return _NO_KEY
         scope.setdefault("state", {})["key"] = holder
@@ -119,7 +128,7 @@ def _offered(headers: dict[bytes, list[bytes]]) -> list[bytes]:
         scheme, _, token = value.partition(b" ")
         if scheme.lower() == b"bearer":
             offered.append(token.strip())
-    return offered
+    return [key for key in offered if key]
 
 
 def check_origins(settings: Settings) -> None:

@@ -30,11 +30,18 @@ class Buckets:
         self.rate = per_minute / 60
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
+    def wait(self, client: str, now: float) -> float:
+        """In how many seconds a request may come at the time ``now``; 0 when it may."""
+        left = self._at(now, *self._left.get(client, (self.size, now)))
+        return 0.0 if left >= 1 else (1 - left) / self.rate
+
+    def _at(self, now: float, left: float, when: float) -> float:
+        return min(self.size, left + (now - when) * self.rate)
+
     def take(self, client: str, now: float) -> float:
         """Take one request at the time ``now``: 0 when it may come, else in how many seconds it may."""
-        left, when = self._left.pop(client, (self.size, now))
-        left = min(self.size, left + (now - when) * self.rate)
-        wait = 0.0 if left >= 1 else (1 - left) / self.rate
+        wait = self.wait(client, now)
+        left = self._at(now, *self._left.pop(client, (self.size, now)))
         self._left[client] = (left if wait else left - 1, now)
         if len(self._left) > _MOST_CLIENTS:
             self._left.popitem(last=False)

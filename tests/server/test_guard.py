@@ -197,7 +197,7 @@ def test_an_origin_that_is_none_is_a_configuration_error(origin: str) -> None:
 def locked(home: Path) -> object:
     from support.server import live_server
 
-    with live_server(home, api_key=KEY, data_dir=home / "locked") as server:
+    with live_server(home, api_key=KEY, wrong_keys=0, data_dir=home / "locked") as server:
         yield server
 
 

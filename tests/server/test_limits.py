@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from myllm_server.limits import Buckets, client_name
@@ -107,6 +107,7 @@ def test_no_rate_limit_by_default(live: LiveServer) -> None:
     assert {live.get("/api/ps").status for _ in range(100)} == {200}
 
 
+@settings(deadline=None)
 @given(per_minute=st.integers(1, 600), gaps=st.lists(st.floats(0, 100) | st.sampled_from([0.0, 60.0]), max_size=60))
 def test_a_bucket_lets_through_what_it_says_and_who_waits_gets_in(per_minute: int, gaps: list[float]) -> None:
     buckets, now, came = Buckets(per_minute), 1000.0, []
