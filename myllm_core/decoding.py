@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from myllm_core.engine import Sequence, TokenOut
 from myllm_core.errors import EngineError, InvalidRequest, MyllmError
 from myllm_core.refusals import refusal, too_long
 from myllm_core.sampler import Floats, Sampler, log_probabilities
+from myllm_core.types import Image
 
 _LEAST_SHARED = 16
 """Tokens that a prompt must have in common with what was read before, for that to be kept instead of read again."""
@@ -40,6 +41,16 @@ class Backend(Protocol):
         """Give up what a sequence holds."""
 
 
+class Sight(Protocol):
+    """What a backend can do beside that reads images. Its methods raise ``EngineError`` and ``InvalidRequest``."""
+
+    def rows(self, image: Image) -> list[int]:
+        """The tokens below 0 that stand for an image in a prompt, one for each row."""
+
+    def look(self, number: int, tokens: list[int], image: Image) -> Floats:
+        """As ``Backend.read``, of a piece that begins with an image's first row and ends with its last."""
+
+
 @dataclass(slots=True, eq=False)
 class _State:
     """A sequence of the backend: the tokens that it has read."""
@@ -49,10 +60,20 @@ class _State:
     held: list[int] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Where the rows of an image stand in a prompt, the first and one behind the last."""
+
+    start: int
+    end: int
+    image: Image
+
+
 @dataclass(slots=True, eq=False)
 class _Run:
     request: Sequence
     tokens: list[int]
+    spans: list[_Span]
     sampler: Sampler
     state: _State | None = None
     cached: int = 0
@@ -61,18 +82,25 @@ class _Run:
     def writing(self) -> bool:
         return len(self.tokens) > len(self.request.tokens)
 
+    def whole(self, length: int) -> int:
+        """So many tokens, or fewer where an image would be cut apart."""
+        return next((span.start for span in self.spans if span.start < length < span.end), length)
+
 
 class Decoding:
     """Takes sequences and gives tokens, as a ``TokenEngine`` must.
 
     Each step writes one token of every sequence whose prompt has been read, all in one pass where the backend can, and
     reads a chunk of the oldest prompt that hasn't. What an ended sequence has read is kept as long as there is a place,
-    for a prompt that begins the same.
+    for a prompt that begins the same. An image is read whole, in a step of its own.
     """
 
-    def __init__(self, backend: Backend, context_size: int, max_sequences: int, chunk_size: int) -> None:
-        """Begin with nothing. ``chunk_size`` is the most tokens of a prompt in one step."""
+    def __init__(
+        self, backend: Backend, context_size: int, max_sequences: int, chunk_size: int, sight: Sight | None = None
+    ) -> None:
+        """Begin with nothing. ``chunk_size`` is the most tokens of a prompt in one step, images apart."""
         self._backend = backend
+        self._sight = sight
         self._context_size = context_size
         self._places = max_sequences
         self._chunk = chunk_size
@@ -85,12 +113,29 @@ class Decoding:
         """Take a sequence on; one that can't be run fails at the next step."""
         if request.id in self._runs:
             raise InvalidRequest(f"a sequence {request.id} is running already")
-        error = refusal(request, self._backend.vocab_size, self._context_size, "context")
-        if error is not None:
+        try:
+            spans = self._spans(request)
+        except MyllmError as error:
             self._failed.append(TokenOut(request.id, -1, error=error))
             return
-        sampler = Sampler(request.sampling, self._context_size, request.tokens)
-        self._runs[request.id] = _Run(request, list(request.tokens), sampler)
+        words = [token for token in request.tokens if token >= 0]
+        sampler = Sampler(request.sampling, self._context_size, words)
+        self._runs[request.id] = _Run(request, list(request.tokens), spans, sampler)
+
+    def _spans(self, request: Sequence) -> list[_Span]:
+        """Where the images of a prompt stand. Raises what is wrong with it."""
+        tokens, spans = list(request.tokens), []
+        sight, images = self._sight, request.images
+        for image, rows in [(image, sight.rows(image)) for image in images] if sight is not None else ():
+            places = [place for place, token in enumerate(tokens) if token < 0][: len(rows)]
+            if not places or [tokens[place] for place in places] != rows:
+                raise InvalidRequest("the prompt's images aren't those that came with it; send it again")
+            spans.append(_Span(places[0], places[-1] + 1, image))
+            tokens[places[0] : places[-1] + 1] = [0] * (places[-1] + 1 - places[0])
+        error = refusal(replace(request, tokens=tokens), self._backend.vocab_size, self._context_size, "context")
+        if error is not None:
+            raise error
+        return spans
 
     def cancel(self, sequence_id: int) -> None:
         """Drop a sequence; unknown ids are ignored."""
@@ -128,9 +173,8 @@ class Decoding:
     def _read(self, run: _Run) -> list[TokenOut]:
         try:
             state = run.state or self._claim(run)
-            chunk = run.tokens[len(state.held) : len(state.held) + self._chunk]
-            logits = self._backend.read(state.number, chunk)
-        except EngineError as error:
+            chunk, logits = self._read_piece(run, state)
+        except (EngineError, InvalidRequest) as error:
             self._fail(run, error)
             return []
         state.held += chunk
@@ -139,10 +183,21 @@ class Decoding:
         out = self._choose(run, logits)
         return [] if out is None else [out]
 
+    def _read_piece(self, run: _Run, state: _State) -> tuple[list[int], Floats]:
+        """Tokens up to the next image, or the image that comes now."""
+        start = len(state.held)
+        span = next((span for span in run.spans if span.start >= start), None)
+        if self._sight is not None and span is not None and span.start == start:
+            chunk = run.tokens[start : span.end]
+            return chunk, self._sight.look(state.number, chunk, span.image)
+        end = start + self._chunk if span is None else min(start + self._chunk, span.start)
+        chunk = run.tokens[start:end]
+        return chunk, self._backend.read(state.number, chunk)
+
     def _claim(self, run: _Run) -> _State:
         """The state that a sequence begins from: what a prompt before it left, or a new one."""
         room = min(self._context_size, len(run.tokens) + run.request.max_tokens)
-        run.state = self._continued(run.tokens, room)
+        run.state = self._continued(run, room)
         if run.state is not None:
             run.cached = len(run.state.held)
             return run.state
@@ -152,8 +207,9 @@ class Decoding:
         run.state = _State(self._opened, self._backend.open(self._opened, room))
         return run.state
 
-    def _continued(self, tokens: list[int], room: int) -> _State | None:
-        shared = {number: _shared(state.held, tokens) for number, state in self._parked.items() if state.room >= room}
+    def _continued(self, run: _Run, room: int) -> _State | None:
+        roomy = {number: state for number, state in self._parked.items() if state.room >= room}
+        shared = {number: run.whole(_shared(state.held, run.tokens)) for number, state in roomy.items()}
         number = max(shared, key=lambda number: shared[number], default=0)
         if not number or shared[number] < _LEAST_SHARED:
             return None

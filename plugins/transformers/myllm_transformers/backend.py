@@ -12,27 +12,19 @@ from typing import Any
 import numpy as np
 import torch  # noqa: TID253 - this module is imported when a model is loaded
 
-from myllm_core.decoding import Backend
-from myllm_core.errors import EngineError, MyllmError
+from myllm_core.errors import EngineError
 from myllm_core.sampler import Floats
 from myllm_transformers.cache import Masks, RowCache, Window
 from myllm_transformers.model import LoadedModel, library_errors
-
-_TOLERANCE = {torch.float32: 0.02, torch.float16: 0.1, torch.bfloat16: 0.15}
-_QUANTIZED_TOLERANCE = 0.2
-"""How much logits may differ from those of a plain pass over the whole text, relative to their size.
-
-A wrong mask or position makes them differ by about as much as they are; some quantizations round by what else is read.
-"""
-_TRIED = 6
-"""Tokens of the longer of two texts that a way to run the model is tried with."""
+from myllm_transformers.positions import Positions
+from myllm_transformers.vision import Picture
 
 
 class Together:
     """All sequences in one cache with a row for each, and one forward pass for all that write."""
 
-    def __init__(self, model: LoadedModel, rows: int, places: int) -> None:
-        """Make room for ``rows`` sequences of ``places`` tokens."""
+    def __init__(self, model: LoadedModel, rows: int, places: int, blocks: bool = False) -> None:
+        """Make room for ``rows`` sequences of ``places`` tokens; with ``blocks`` an image's rows see each other."""
         config = model.module.config.get_text_config(decoder=True)
         eager = config._attn_implementation == "eager"
         self._model = model
@@ -45,10 +37,13 @@ class Together:
         self._rows: dict[int, int] = {}
         self._lengths: dict[int, int] = {}
         self._names = frozenset(inspect.signature(model.module.forward).parameters)
+        self._positions = Positions(model.module)
+        self._blocks = blocks
         self.vocab_size = 0
 
     def open(self, number: int, room: int) -> int:
         """A row of its own."""
+        self._positions.open(number)
         self._rows[number] = self._free.pop(0)
         self._lengths[number] = 0
         return self._places
@@ -64,21 +59,28 @@ class Together:
         found = dict(zip(numbers, logits, strict=True))
         return [found[number] for number in tokens]
 
-    def _forward(self, numbers: list[int], tokens: list[list[int]]) -> list[Floats]:
+    def look(self, number: int, tokens: list[int], picture: Picture) -> Floats:
+        """A piece of a prompt that an image's rows begin and end."""
+        return self._forward([number], [tokens], picture)[0]
+
+    def _forward(self, numbers: list[int], tokens: list[list[int]], picture: Picture | None = None) -> list[Floats]:
         rows = [self._rows[number] for number in numbers]
         new = len(tokens[0])
         window = Window(rows, [self._lengths[number] for number in numbers], new)
         with library_errors("compute"), torch.inference_mode():
             places = self._cache.look(window)
-            more = {"position_ids": places, "logits_to_keep": 1}
+            ids = _ids(tokens, picture, self._model.device)
+            blocks = picture.blocks(ids[0]) if self._blocks and picture is not None else None
+            more = {"position_ids": self._positions.of(numbers, places, ids, picture), "logits_to_keep": 1}
             output = self._model.module(
-                input_ids=torch.tensor(tokens, device=self._model.device),
-                attention_mask=self._masks.make(places, window.length),
+                input_ids=ids,
+                attention_mask=self._masks.make(places, window.length, blocks),
                 past_key_values=self._cache,
                 use_cache=True,
                 **{name: value for name, value in more.items() if name in self._names},
+                **({} if picture is None else picture.inputs),
             )
-            logits = _as_rows(output.logits[:, -1])
+            logits = as_rows(output.logits[:, -1])
         for number, row in zip(numbers, logits, strict=True):
             self._lengths[number] += new
             if not np.isfinite(row.max()):
@@ -89,6 +91,7 @@ class Together:
     def cut(self, number: int, length: int) -> bool:
         """What lies behind isn't looked at any more."""
         self._lengths[number] = min(length, self._lengths[number])
+        self._positions.cut(number, length)
         return True
 
     def close(self, number: int) -> None:
@@ -96,6 +99,7 @@ class Together:
         self._free.append(self._rows.pop(number))
         self._free.sort()
         del self._lengths[number]
+        self._positions.close(number)
 
 
 class OneByOne:
@@ -108,11 +112,15 @@ class OneByOne:
         self._caches: dict[int, Any] = {}
         self._names = frozenset(inspect.signature(model.module.forward).parameters)
         self._cache_name = "past_key_values" if "past_key_values" in self._names else "cache_params"
+        self._positions = Positions(model.module)
+        self._lengths: dict[int, int] = {}
         self.vocab_size = 0
 
     def open(self, number: int, room: int) -> int:
         """Nothing is made before the first tokens come."""
         self._caches[number] = None
+        self._lengths[number] = 0
+        self._positions.open(number)
         return room
 
     def read(self, number: int, tokens: list[int]) -> Floats:
@@ -126,80 +134,50 @@ class OneByOne:
         """One token for each, one after the other."""
         return [self._forward(number, [token]) for number, token in tokens.items()]
 
-    def _forward(self, number: int, tokens: list[int]) -> Floats:
+    def look(self, number: int, tokens: list[int], picture: Picture) -> Floats:
+        """A piece of a prompt that an image's rows begin and end."""
+        return self._forward(number, tokens, picture)
+
+    def _forward(self, number: int, tokens: list[int], picture: Picture | None = None) -> Floats:
         from transformers import DynamicCache
 
         with library_errors("compute"), torch.inference_mode():
             cache = self._caches[number]
             if cache is None and self._cache_name == "past_key_values":
                 cache = DynamicCache(config=self._model.module.config)
+            ids = _ids([tokens], picture, self._model.device)
             more = {self._cache_name: cache, "logits_to_keep": 1}
+            if self._positions.moved:
+                places = self._lengths[number] + torch.arange(len(tokens), device=ids.device)[None]
+                more["position_ids"] = self._positions.of([number], places, ids, picture)
             output = self._model.module(
-                input_ids=torch.tensor([tokens], device=self._model.device),
+                input_ids=ids,
                 use_cache=True,
                 **{name: value for name, value in more.items() if name in self._names and value is not None},
+                **({} if picture is None else picture.inputs | picture.kinds_of(ids)),
             )
             self._caches[number] = output[self._cache_name]
-            return _as_rows(output.logits[:, -1])[0]
+            self._lengths[number] += len(tokens)
+            return as_rows(output.logits[:, -1])[0]
 
     def cut(self, number: int, length: int) -> bool:
         """A cache that grew can't shrink."""
-        del self._caches[number]
+        self.close(number)
         return False
 
     def close(self, number: int) -> None:
         """The cache is dropped."""
         self._caches.pop(number, None)
+        self._lengths.pop(number, None)
+        self._positions.close(number)
 
 
-def choose_backend(model: LoadedModel, rows: int, places: int) -> tuple[Together | OneByOne, bool]:
-    """The quickest way to run a model that gives the right logits, and whether prompts may be read in pieces.
-
-    Models differ in how they take masks, positions and caches, so each way is tried on two short texts, and compared
-    with a plain pass over them. Raises ``EngineError`` when none is right.
-    """
-    size = int(model.module.config.get_text_config(decoder=True).vocab_size)
-    texts = [[(7919 * place + 13) % size for place in range(count)] for count in (_TRIED, _TRIED - 2)]
-    expected = [_plain(model, text) for text in texts]
-    reasons: list[str] = []
-    makers = (
-        lambda: (Together(model, rows, places), True),
-        lambda: (OneByOne(model, True), True),
-        lambda: (OneByOne(model, False), False),
-    )
-    for make in makers:
-        try:
-            backend, pieces = make()
-            difference = max(_differences(backend, texts[:rows], expected))
-        except MyllmError as error:
-            reasons.append(str(error))
-            continue
-        if difference < (_QUANTIZED_TOLERANCE if model.quantized else _TOLERANCE[model.dtype]):
-            backend.vocab_size = expected[0].size
-            return backend, pieces
-        reasons.append(f"its logits differ by {difference:.2g}")
-    raise EngineError(f"the model can't be run with a cache: {reasons[-1]}; take another engine or model")
+def _ids(tokens: list[list[int]], picture: Picture | None, device: torch.device) -> torch.Tensor:
+    """Token ids ``[rows, new]`` as the model takes them."""
+    ids = torch.tensor(tokens, device=device)
+    return ids if picture is None else torch.where(ids < 0, picture.token, ids)
 
 
-def _plain(model: LoadedModel, tokens: list[int]) -> Floats:
-    with library_errors("compute"), torch.inference_mode():
-        output = model.module(input_ids=torch.tensor([tokens], device=model.device), use_cache=False)
-        return _as_rows(output.logits[:, -1])[0]
-
-
-def _differences(backend: Backend, texts: list[list[int]], expected: list[Floats]) -> list[float]:
-    """Read two texts up to their last tokens, one of them in two pieces, and write these together."""
-    for number, text in enumerate(texts):
-        backend.open(number, len(text))
-        middle = len(text) // 2
-        for piece in (text[:middle], text[middle:-1]):
-            backend.read(number, piece)
-    found = backend.write({number: text[-1] for number, text in enumerate(texts)})
-    for number in range(len(texts)):
-        backend.close(number)
-    norm = np.linalg.norm
-    return [float(norm(one - other) / norm(other)) for one, other in zip(found, expected, strict=False)]
-
-
-def _as_rows(logits: torch.Tensor) -> list[Floats]:
+def as_rows(logits: torch.Tensor) -> list[Floats]:
+    """An array of logits for each row."""
     return list(logits.float().cpu().numpy())

@@ -124,13 +124,16 @@ class Masks:
         """Whether all kinds of layers are."""
         return set(self._kinds or ()) <= self.KINDS
 
-    def make(self, places: torch.Tensor, length: int) -> Any:
-        """Masks ``[rows, 1, new, length]`` for tokens that get these ``places``."""
-        if self._kinds is not None:
-            return {kind: self._mask(kind, places, length) for kind in self._kinds}
-        return self._mask("sliding_attention" if self._sliding else "chunked_attention", places, length)
+    def make(self, places: torch.Tensor, length: int, blocks: torch.Tensor | None = None) -> Any:
+        """Masks ``[rows, 1, new, length]`` for tokens that get these ``places``.
 
-    def _mask(self, kind: str, places: torch.Tensor, length: int) -> torch.Tensor:
+        New tokens of the same block, a number from 1 on in ``blocks`` ``[new]``, also look at those that come later.
+        """
+        if self._kinds is not None:
+            return {kind: self._mask(kind, places, length, blocks) for kind in self._kinds}
+        return self._mask("sliding_attention" if self._sliding else "chunked_attention", places, length, blocks)
+
+    def _mask(self, kind: str, places: torch.Tensor, length: int, blocks: torch.Tensor | None) -> torch.Tensor:
         seen = torch.arange(length, device=places.device)
         mine = places[:, None, :, None]
         mask = seen <= mine
@@ -138,6 +141,8 @@ class Masks:
             mask &= seen > mine - self._sliding
         if kind == "chunked_attention" and self._chunk:
             mask &= seen // self._chunk == mine // self._chunk
+        if blocks is not None:
+            mask[..., length - len(blocks) :] |= (blocks[:, None] == blocks) & (blocks > 0)
         if self._additive is None:
             return mask
         low = torch.finfo(self._additive).min

@@ -9,18 +9,28 @@ from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Self
 
-from myllm_core import MemoryEstimate, Model, Support
+from myllm_core import Image, MemoryEstimate, Model, Support
 from myllm_core.assembled import WRITES, AssembledEngine, Parts
 from myllm_core.engine import LoadProgress
-from myllm_core.errors import EngineMissing, MyllmError
+from myllm_core.errors import EngineMissing, MyllmError, UnsupportedError
 from myllm_core.models.hub_files import HubFiles
 from myllm_core.runtime.memory import free_memory
 from myllm_transformers.options import LoadSettings
-from myllm_transformers.shape import estimate, quantization_of, read_shape, refusal, weights_of, writes_text
+from myllm_transformers.shape import (
+    Shape,
+    estimate,
+    quantization_of,
+    read_shape,
+    refusal,
+    sees_images,
+    weights_of,
+    writes_text,
+)
 
 if TYPE_CHECKING:
     from myllm_core.decoding import Decoding
     from myllm_transformers.model import LoadedModel
+    from myllm_transformers.vision import Vision
 
 _INSTALL = 'pip install "myllm[transformers]"'
 _LEAST_VERSION = (5, 3)  # earlier ones run code that a config names: CVE-2026-4372
@@ -29,6 +39,7 @@ _QUANTIZERS = {
     "hqq": "hqq", "torchao": "torchao",
 }  # fmt: skip
 """The package that runs weights quantized with each method, by its module's name."""
+_BLIND = "this model reads no images; send text only"
 
 
 class TransformersEngine(AssembledEngine):
@@ -37,6 +48,11 @@ class TransformersEngine(AssembledEngine):
     name = "transformers"
     formats = frozenset({"safetensors"})
     load_options = LoadSettings.load_options()
+
+    def __init__(self, parts: Parts, vision: Vision | str) -> None:
+        """As ``AssembledEngine``; ``vision`` is what images are read with, or why none can be."""
+        super().__init__(parts)
+        self._vision = vision
 
     @classmethod
     def probe(cls, model: Model) -> Support:
@@ -52,7 +68,9 @@ class TransformersEngine(AssembledEngine):
         missing = _missing(quantization_of(files.config("config.json")))
         if missing:
             return Support(80, f"the model needs {missing}, which isn't installed", missing, _install(missing))
-        return Support(80, "a model that writes" if writes_text(files) else "a model that makes embeddings")
+        if not writes_text(files):
+            return Support(80, "a model that makes embeddings")
+        return Support(80, "a model that writes and may read images" if sees_images(files) else "a model that writes")
 
     @classmethod
     def estimate(cls, model: Model, options: Mapping[str, Any]) -> MemoryEstimate:
@@ -83,16 +101,34 @@ class TransformersEngine(AssembledEngine):
             undo.callback(loaded.close)
             progress(0.9)
             embedder = Embedder(Encoder(loaded, files).run, files, tokenizer, LONGEST)
-            decoding, facts = None, hub_facts(files, tokenizer, embedder.limit, tokenizer.size, {"embed"})
+            decoding: Decoding | None = None
+            vision: Vision | str = _BLIND
+            facts = hub_facts(files, tokenizer, embedder.limit, tokenizer.size, {"embed"})
             if shape.writes:
                 dtype = str(loaded.dtype).removeprefix("torch.")
                 context = shape.context(settings, dtype, free_memory() + loaded.bytes)
-                decoding, vocabulary = _decoding(loaded, settings.max_sequences, context, settings.n_batch)
-                facts = hub_facts(files, tokenizer, context, vocabulary, WRITES | {"embed"})
-            engine = cls(Parts(tokenizer, facts, loaded.close, decoding, embedder, settings.max_sequences))
+                decoding, vocabulary, vision = _decoding(loaded, files, shape, settings, context)
+                abilities = WRITES | ({"embed"} if isinstance(vision, str) else {"embed", "vision"})
+                facts = hub_facts(files, tokenizer, context, vocabulary, abilities)
+            engine = cls(Parts(tokenizer, facts, loaded.close, decoding, embedder, settings.max_sequences), vision)
             progress(1.0)
             undo.pop_all()
         return engine
+
+    def image_tokens(self, image: Image) -> list[int]:
+        """The tokens that the model's processor puts where an image stands, those of its rows below 0.
+
+        Around them are the marks that its chat template has for an image (see ``processor.place_of_image``). Raises
+        ``InvalidRequest`` for a file that can't be read, ``UnsupportedError`` with the reason when no image can be.
+        """
+        if isinstance(self._vision, str):
+            raise UnsupportedError(self._vision)
+        return self._vision.tokens(image)
+
+    def close(self) -> None:
+        """Free the model."""
+        self._vision = "the engine was closed"
+        super().close()
 
 
 def _missing(quantized: str) -> str | None:
@@ -112,9 +148,25 @@ def _install(missing: str) -> str:
     return _INSTALL if own else f"pip install {missing}"
 
 
-def _decoding(model: LoadedModel, sequences: int, context: int, batch: int) -> tuple[Decoding, int]:
+def _decoding(
+    model: LoadedModel, files: HubFiles, shape: Shape, settings: LoadSettings, context: int
+) -> tuple[Decoding, int, Vision | str]:
+    """What runs the model, the width of its logits, and what reads images or why nothing does."""
     from myllm_core.decoding import Decoding
-    from myllm_transformers.backend import choose_backend
+    from myllm_transformers.sight import Sight
+    from myllm_transformers.trial import choose_backend
+    from myllm_transformers.vision import Vision
 
+    sequences, batch = settings.max_sequences, settings.n_batch
+    why = _BLIND
+    if shape.sees:
+        try:
+            vision = Vision(model, files)
+            backend, pieces = choose_backend(model, sequences, context, vision.trial())
+            sight = Sight(vision, backend)
+            decoding = Decoding(backend, context, sequences, batch if pieces else context, sight)
+            return decoding, backend.vocab_size, vision
+        except MyllmError as error:
+            why = f"images can't be read with this model: {error}"
     backend, pieces = choose_backend(model, sequences, context)
-    return Decoding(backend, context, sequences, batch if pieces else context), backend.vocab_size
+    return Decoding(backend, context, sequences, batch if pieces else context), backend.vocab_size, why

@@ -69,8 +69,8 @@ def load_model(weights: list[Path], files: HubFiles, shape: Shape, settings: Loa
     options: dict[str, Any] = {"dtype": dtype, "quantization_config": _quantization(settings, shape)}
     if settings.attn_implementation != "auto":
         options["attn_implementation"] = settings.attn_implementation
-    cls = transformers.AutoModelForCausalLM if shape.writes else transformers.AutoModel
-    with library_errors("load the model"), _links(weights, files) as folder:
+    with library_errors("load the model"), links(_model_files(weights, files)) as folder:
+        cls = _class(shape, files)
         module, told = cls.from_pretrained(
             folder,
             local_files_only=True,
@@ -133,9 +133,16 @@ def _quantization(settings: LoadSettings, shape: Shape) -> Any:
             raise EngineMissing(f"{settings.quantization} needs {package} ({error}); {advice}") from error
 
 
-@contextmanager
-def _links(weights: list[Path], files: HubFiles) -> Iterator[Path]:
-    """A folder that has only what was looked at: no code, pickle or adapter that lies beside it is ever found."""
+def _class(shape: Shape, files: HubFiles) -> Any:
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    if shape.sees and files.config("config.json").get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM if shape.writes else transformers.AutoModel
+
+
+def _model_files(weights: list[Path], files: HubFiles) -> dict[str, Path]:
     names = {path.name: path for path in weights}
     if len(weights) == 1:
         names = {"model.safetensors": weights[0]}
@@ -148,6 +155,12 @@ def _links(weights: list[Path], files: HubFiles) -> Iterator[Path]:
     for name in ("config.json", "generation_config.json"):
         if files.config(name):
             names[name] = files.need(name)
+    return names
+
+
+@contextmanager
+def links(names: dict[str, Path]) -> Iterator[Path]:
+    """A folder that has only what was looked at: no code, pickle or adapter that lies beside it is ever found."""
     with tempfile.TemporaryDirectory(prefix="myllm-", ignore_cleanup_errors=True) as folder:
         for name, path in names.items():
             _link(path.resolve(), Path(folder, name))

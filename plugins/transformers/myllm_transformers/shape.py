@@ -27,6 +27,11 @@ _QUANTIZED_BYTES = {"bitsandbytes-8bit": 1.1, "bitsandbytes-4bit": 0.7, "torchao
 _PACKED = 16
 """At most so many weights of a quantized model lie in one element of a tensor."""
 _MOST_LAYERS = 2000
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "depth")
+_WIDTHS = ("hidden_size", "n_embd", "d_model", "embed_dim")
+_PATCHES = 4096
+"""A guess at the parts that an image is cut into, where that depends on the image."""
+_PROCESSOR = ("preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -35,9 +40,12 @@ class Shape:
     """The sizes of a model that decide about memory; 0 where its files don't say.
 
     ``stored`` are the bytes of its weights as they lie on disk, ``parameters`` their count, both summed over files.
+    ``sees`` says whether it has a part for images, and ``image`` how many numbers an image is inside of it.
     """
 
     writes: bool
+    sees: bool
+    image: int
     quantized: str
     trained_context: int
     parameters: int
@@ -74,7 +82,7 @@ class Shape:
         tokens = self.context(settings, dtype, free)
         cache = tokens * settings.max_sequences * self.cache_bytes(dtype)
         logits = 2 * 4 * settings.max_sequences * self.vocabulary if self.writes else 0
-        activations = 24 * settings.n_batch * self.hidden * _BYTES[dtype]
+        activations = 24 * (settings.n_batch * self.hidden + self.image) * _BYTES[dtype]
         return self.weight_bytes(settings, dtype) + int(cache + activations) + logits
 
 
@@ -94,23 +102,27 @@ def read_shape(model: Model, files: HubFiles) -> Shape:
     """
     if reason := refusal(files):
         raise EngineError(f"{model.name} can't be run by transformers here: {reason}")
-    config = files.text_config
+    config, eye = files.text_config, _eye(files)
     headers = [read_safetensors(path) for path in weights_of(model, files)]
     heads = _number(config, "num_attention_heads", "n_head", "num_heads")
-    hidden = _number(config, "hidden_size", "n_embd", "d_model")
+    hidden = _number(config, *_WIDTHS)
     head = _number(config, "head_dim") or (hidden // heads if heads else 0)
     shape = Shape(
         writes=writes_text(files),
+        sees=sees_images(files),
+        image=(_patches(eye) or _PATCHES) * _number(eye, *_WIDTHS),
         quantized=quantization_of(files.config("config.json")),
         trained_context=files.trained_context,
         parameters=sum(header.parameters for header in headers),
         stored=sum(path.stat().st_size for path in weights_of(model, files)),
-        layers=_number(config, "num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+        layers=_number(config, *_LAYERS),
         cache_width=2 * head * (_number(config, "num_key_value_heads") or heads),
         hidden=hidden,
         vocabulary=_number(config, "vocab_size"),
     )
-    _refuse_absurd(shape, config)
+    most = shape.parameters * (_PACKED if shape.quantized else 1)
+    _refuse_absurd(most, config, shape.vocabulary)
+    _refuse_absurd(most, eye, _patches(eye))
     return shape
 
 
@@ -121,12 +133,31 @@ def writes_text(files: HubFiles) -> bool:
     return files.find("modules.json") is None and any(name.endswith(_WRITES) for name in named)
 
 
+def sees_images(files: HubFiles) -> bool:
+    """Whether the files are those of a model that writes and has a part for images, beside its processor."""
+    return writes_text(files) and bool(_eye(files))
+
+
+def _eye(files: HubFiles) -> dict[str, Any]:
+    """What the configuration says of a model's part for images; empty when it has none."""
+    config = files.config("config.json").get("vision_config")
+    return config if isinstance(config, dict) else {}
+
+
+def _patches(eye: dict[str, Any]) -> int:
+    """Parts that an image is cut into; 0 where that depends on the image."""
+    patch = _number(eye, "patch_size")
+    return (_number(eye, "image_size") // patch) ** 2 if patch else 0
+
+
 def refusal(files: HubFiles) -> str:
     """Why the engine can't run such a model; empty when it can."""
     config = files.config("config.json")
     names = config.get("architectures")
     if not config:
         return "the model comes without its config.json"
+    for name in _PROCESSOR if sees_images(files) else ():
+        files.config(name)  # it is refused when it names code
     if config.get("is_encoder_decoder") is True:
         return "the model is an encoder with a decoder, which this engine doesn't run"
     if isinstance(names, list) and any(str(name).endswith(_JUDGES) for name in names):
@@ -140,12 +171,14 @@ def quantization_of(config: dict[str, Any]) -> str:
     return str(quantization.get("quant_method") or "unknown") if isinstance(quantization, dict) else ""
 
 
-def _refuse_absurd(shape: Shape, config: dict[str, Any]) -> None:
-    """Sizes that the weights can't have would fill the memory, or keep the library busy for ever."""
-    most = shape.parameters * (_PACKED if shape.quantized else 1)
+def _refuse_absurd(most: int, config: dict[str, Any], rows: int) -> None:
+    """Sizes that ``most`` weights can't have would fill the memory, or keep the library busy for ever.
+
+    ``rows`` are those of the part's largest table: its vocabulary, or the patches of an image.
+    """
+    hidden, layers = _number(config, *_WIDTHS), _number(config, *_LAYERS)
     inner = _number(config, "intermediate_size", "n_inner", "ffn_dim")
-    products = (shape.vocabulary * shape.hidden, shape.layers * shape.hidden, inner * shape.hidden)
-    if shape.layers > _MOST_LAYERS or max(products) > most:
+    if layers > _MOST_LAYERS or max(rows * hidden, layers * hidden, inner * hidden) > most:
         raise IntegrityError("config.json describes a larger model than the weights are of; pull the model again")
 
 

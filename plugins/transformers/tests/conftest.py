@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from myllm_transformers.engine import TransformersEngine
 
-from myllm_core import Model, Sequence, TokenEngine, TokenOut
+from myllm_core import Image, Model, Sequence, TokenEngine, TokenOut
 from myllm_core.runtime.choose import load_options
 from myllm_core.testing import model_of
 from myllm_core.types import Sampling
@@ -54,12 +54,17 @@ class Driver:
         self._left: dict[int, int] = {}
 
     def start(
-        self, prompt: str | list[int], tokens: int = 12, sampling: Sampling = GREEDY, logprobs: int | None = 2
+        self,
+        prompt: str | list[int],
+        tokens: int = 12,
+        sampling: Sampling = GREEDY,
+        logprobs: int | None = 2,
+        images: tuple[Image, ...] = (),
     ) -> int:
         ids = self.engine.tokenize(prompt, False) if isinstance(prompt, str) else list(prompt)
         number = next(self._ids)
         self.replies[number], self._left[number] = Reply(), tokens
-        self.engine.add(Sequence(number, ids, sampling, tokens, logprobs))
+        self.engine.add(Sequence(number, ids, sampling, tokens, logprobs, images=images))
         return number
 
     def cancel(self, number: int) -> None:
@@ -81,7 +86,9 @@ class Driver:
         return outs
 
     def run(self, *prompts: str | list[int], **kwargs: Any) -> list[Reply]:
-        numbers = [self.start(prompt, **kwargs) for prompt in prompts]
+        return self.finish(*(self.start(prompt, **kwargs) for prompt in prompts))
+
+    def finish(self, *numbers: int) -> list[Reply]:
         for _ in range(5000):
             if not self._left:
                 return [self.replies[number] for number in numbers]
