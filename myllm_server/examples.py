@@ -135,6 +135,7 @@ _LOADED = {
     "memory": 210763776,
     "loaded_at": "2026-01-01T12:00:00+00:00",
     "expires_in": 287.5,
+    "capabilities": ["chat", "complete", "embed", "grammar", "logprobs"],
 }
 MODELS = answer("The installed models", {"models": [_MODEL_ENTRY]})
 MODEL = answer("The model", _MODEL_ENTRY)

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
+from myllm_core.images import decode_base64
 from myllm_core.options import Options
 from myllm_core.settings import parse_duration
-from myllm_core.types import Message, Role, Tool, ToolCall, Tools
+from myllm_core.types import Image, Message, Role, Tool, ToolCall, Tools
 
 ModelName = Annotated[str, Field(min_length=1, max_length=200, description="an installed model (GET /api/models)")]
 SessionId = Annotated[
@@ -63,11 +64,19 @@ class CalledTool(Body):
 def _no_parts(value: object) -> object:
     """Refuse the parts of other dialects clearly: someone may have sent an image."""
     if isinstance(value, list):
-        raise PydanticCustomError("content_parts", "send a text; lists of parts, such as images, aren't taken here")
+        raise PydanticCustomError("content_parts", "send a text; lists of parts aren't taken here, images go in images")
     return value
 
 
 _Text = Annotated[str, BeforeValidator(_no_parts)]
+
+
+class MessageImage(Body):
+    """An image in a message."""
+
+    data: str = Field(description="a PNG, JPEG, GIF or WebP file in base64")
+    type: str | None = Field(None, description="its media type; the file itself decides, whatever is said here")
+    at: int = Field(0, ge=0, le=2**31, description="after how many characters of the text it stands")
 
 
 class ChatMessage(Body):
@@ -75,13 +84,15 @@ class ChatMessage(Body):
 
     role: Role
     content: _Text
+    images: list[MessageImage] = Field([], description="for models that can see")
     tool_calls: list[CalledTool] = Field([], description="the calls of an assistant's message")
     tool_call_id: str | None = Field(None, description="of which call a `tool` message is the result")
 
     def to_core(self) -> Message:
         """The same as the core has it."""
         calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in self.tool_calls)
-        return Message(self.role, self.content, "", calls, self.tool_call_id)
+        images = tuple(Image(decode_base64(image.data), image.type or "", image.at) for image in self.images)
+        return Message(self.role, self.content, "", calls, self.tool_call_id, images)
 
 
 class ToolSpec(Body):

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Path, Query, Request
 from starlette.responses import Response
 
+from myllm_core.images import write_images
 from myllm_core.session_store import Session, SessionStore, StoredMessage
 from myllm_core.sessions.fork import fork_session
 from myllm_server import examples
@@ -114,6 +115,7 @@ def _message(stored: StoredMessage) -> dict[str, Any]:
         "reasoning": stored.message.reasoning,
         "tool_calls": [asdict(call) for call in stored.message.tool_calls],
         "tool_call_id": stored.message.tool_call_id,
+        "images": write_images(stored.message.images),
         "meta": stored.meta,
     }
     return message | {name: value for name, value in optional.items() if value}

@@ -21,7 +21,10 @@ _QUEUE_POLL = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A loaded model as others see it; ``expires_in`` is None while it is busy or kept for ever."""
+    """A loaded model as others see it; ``expires_in`` is None while it is busy or kept for ever.
+
+    ``capabilities`` are those of ``ModelFacts``, by name.
+    """
 
     name: str
     engine: str
@@ -32,6 +35,7 @@ class Loaded:
     memory: int
     loaded_at: str
     expires_in: float | None
+    capabilities: tuple[str, ...] = ()
 
 
 class Line:
@@ -161,6 +165,7 @@ class Slot:
             self.used,
             self.loaded_at,
             None if math.isinf(left) else max(0.0, left),
+            tuple(handle.facts["capabilities"]),
         )
 
 

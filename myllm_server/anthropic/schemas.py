@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from myllm_core.options import MAX_TOKENS, Options, parse_options
-from myllm_core.types import Message, Tool, ToolCall, Tools
+from myllm_core.types import Image, Message, Tool, ToolCall, Tools
 from myllm_server.lenient import Lenient, check_supported, invalid, unsupported_field
+from myllm_server.pictures import NOT_FETCHED, Parts, from_base64, moved, one_after_another
 from myllm_server.schemas import ModelName
 
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -34,6 +35,30 @@ class TextBlock(Lenient):
     type: Literal["text"]
     text: str
     cache_control: Any = _CACHE_CONTROL
+
+
+class ImageSource(Lenient):
+    """Where an image is: in the request itself, as base64."""
+
+    type: Literal["base64", "url", "file"]
+    media_type: str | None = Field(None, description="the file itself decides, whatever is said here")
+    data: str | None = None
+
+
+class ImageBlock(Lenient):
+    """An image."""
+
+    type: Literal["image"]
+    source: ImageSource
+    cache_control: Any = _CACHE_CONTROL
+
+    def to_core(self, where: str) -> bytes:
+        """The file. Raises ``HttpError`` for one that isn't in the request."""
+        if self.source.type != "base64":
+            raise unsupported_field(f"{where}.source", NOT_FETCHED)
+        if self.source.data is None:
+            raise invalid(f"{where}.source.data", "send the file in base64")
+        return from_base64(f"{where}.source.data", self.source.data)
 
 
 class ThinkingBlock(Lenient):
@@ -62,25 +87,31 @@ def _blocks(value: object) -> object:
 _Texts = Annotated[list[TextBlock], BeforeValidator(_blocks, json_schema_input_type=str | list[TextBlock])]
 
 
+_Shown = Annotated[TextBlock | ImageBlock, Field(discriminator="type")]
+_Said = Annotated[list[_Shown], BeforeValidator(_blocks, json_schema_input_type=str | list[_Shown])]
+
+
 class ToolResultBlock(Lenient):
     """What a tool call came to."""
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: _Texts | None = None
+    content: _Said | None = None
     is_error: bool | None = None
     cache_control: Any = _CACHE_CONTROL
 
-    def to_core(self) -> Message:
-        """The same as the core has it."""
-        said = _joined(self.content or [])
-        return Message("tool", f"Error: {said}" if self.is_error else said, tool_call_id=self.tool_use_id)
+    def to_core(self, where: str) -> Message:
+        """The same as the core has it. Raises ``HttpError``."""
+        said, images = _mixed(self.content or [], f"{where}.content")
+        before = "Error: " if self.is_error else ""
+        images = tuple(moved(images, len(before)))
+        return Message("tool", f"{before}{said}", tool_call_id=self.tool_use_id, images=images)
 
 
-Block = Annotated[TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock, Field(discriminator="type")]
+Block = Annotated[TextBlock | ImageBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock, Field(discriminator="type")]
 _Blocks = Annotated[list[Block], BeforeValidator(_blocks, json_schema_input_type=str | list[Block])]
 _ALLOWED = {
-    "user": (TextBlock, ToolResultBlock),
+    "user": (TextBlock, ImageBlock, ToolResultBlock),
     "assistant": (TextBlock, ThinkingBlock, ToolUseBlock),
     "system": (TextBlock,),
 }
@@ -97,14 +128,32 @@ class InputMessage(Lenient):
         for at, block in enumerate(self.content):
             if not isinstance(block, _ALLOWED[self.role]):
                 raise invalid(f"messages.{index}.content.{at}", f"a message of role {self.role} has no {block.type}")
-        texts = [block for block in self.content if isinstance(block, TextBlock)]
+        where = f"messages.{index}.content"
+        text, images = _mixed(self.content, where)
         if self.role == "assistant":
             reasoning = "\n".join(block.thinking for block in self.content if isinstance(block, ThinkingBlock))
             used = [block for block in self.content if isinstance(block, ToolUseBlock)]
             calls = tuple(ToolCall(block.id, block.name, json.dumps(block.input, ensure_ascii=False)) for block in used)
-            return [Message("assistant", _joined(texts), reasoning, calls)]
-        results = [block.to_core() for block in self.content if isinstance(block, ToolResultBlock)]
-        return [*results, Message(self.role, _joined(texts))] if texts or not results else results
+            return [Message("assistant", text, reasoning, calls)]
+        results = [
+            block.to_core(f"{where}.{at}")
+            for at, block in enumerate(self.content)
+            if isinstance(block, ToolResultBlock)
+        ]
+        if len(results) == len(self.content) > 0:
+            return results
+        return [*results, Message(self.role, text, images=images)]
+
+
+def _mixed(blocks: Sequence[Lenient], where: str) -> tuple[str, tuple[Image, ...]]:
+    """The text of blocks, and the images between them; other blocks aren't looked at. Raises ``HttpError``."""
+    parts = Parts()
+    for at, block in enumerate(blocks):
+        if isinstance(block, TextBlock):
+            parts.say(block.text)
+        elif isinstance(block, ImageBlock):
+            parts.show(block.to_core(f"{where}.{at}"))
+    return parts.text, tuple(parts.images)
 
 
 def _joined(texts: Sequence[TextBlock]) -> str:
@@ -119,9 +168,9 @@ def _in_turns(messages: Sequence[Message]) -> list[Message]:
         if last is None or last.role != message.role or message.role in ("tool", "system"):
             turns.append(message)
             continue
-        content = "\n".join(filter(None, (last.content, message.content)))
+        content, images = one_after_another(last, message)
         reasoning = "\n".join(filter(None, (last.reasoning, message.reasoning)))
-        turns[-1] = Message(message.role, content, reasoning, last.tool_calls + message.tool_calls)
+        turns[-1] = Message(message.role, content, reasoning, last.tool_calls + message.tool_calls, images=images)
     return turns
 
 

@@ -9,11 +9,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from myllm_core.errors import MyllmError
+from myllm_core.models.config_file import read_config
 from myllm_core.models.gguf import LongArray, read_gguf
 from myllm_core.models.manifest import Model
 from myllm_core.runtime.slot import Loaded
 from myllm_server.ollama.shapes import rfc3339
 
+_PROJECTOR = "clip"
 _NEVER = timedelta(days=365 * 100)
 _UNITS = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
 _PARAMETERS = {"max_tokens": "num_predict"}
@@ -74,8 +76,11 @@ def _count(parameters: int) -> str:
     return str(parameters) if parameters else ""
 
 
-def shown(model: Model, calls_tools: bool) -> dict[str, Any]:
-    """All that is known of a model. Reads its file's header: call it on a thread."""
+def shown(model: Model, calls_tools: bool, sees: bool | None) -> dict[str, Any]:
+    """All that is known of a model. Reads its files' headers: call it on a thread.
+
+    ``sees`` says whether it reads images; None: nobody has loaded it, and its files have to tell.
+    """
     manifest, metadata = model.manifest, _metadata(model)
     template = metadata.get("tokenizer.chat_template")
     template = template if isinstance(template, str) else ""
@@ -95,7 +100,9 @@ def shown(model: Model, calls_tools: bool) -> dict[str, Any]:
         "license": manifest.licence,
         "details": details(model),
         "model_info": info,
-        "capabilities": _capabilities(metadata, architecture, template, calls_tools),
+        "capabilities": _capabilities(
+            metadata, architecture, template, calls_tools, _sees(model) if sees is None else sees
+        ),
         "modified_at": modified(model),
     }
 
@@ -116,10 +123,23 @@ def _cant_be_told(value: Any) -> bool:
     return any(isinstance(one, LongArray) or (isinstance(one, float) and not math.isfinite(one)) for one in values)
 
 
-def _capabilities(metadata: dict[str, Any], architecture: str, template: str, calls_tools: bool) -> list[str]:
+def _sees(model: Model) -> bool:
+    """Whether the files have what reads images: a projector beside the weights, or a part of the model."""
+    try:
+        if model.format == "gguf":
+            return any(read_gguf(path).architecture == _PROJECTOR for path in model.paths[1:])
+        configs = [path for path in model.paths if path.name == "config.json"]
+        return any("vision_config" in read_config(path) for path in configs)
+    except MyllmError:
+        return False
+
+
+def _capabilities(
+    metadata: dict[str, Any], architecture: str, template: str, calls_tools: bool, sees: bool
+) -> list[str]:
     if f"{architecture}.pooling_type" in metadata:
         return ["embedding"]
-    found = {"tools": calls_tools, "thinking": "<think>" in template}
+    found = {"vision": sees, "tools": calls_tools, "thinking": "<think>" in template}
     return ["completion", *(name for name, there in found.items() if there)]
 
 

@@ -32,6 +32,7 @@ from myllm_server.ollama.schemas import (
     PullBody,
     conversation,
     options_for_embedding,
+    pictures,
     refuse_dimensions,
 )
 from myllm_server.state import client_of, runtime_of, settings_of
@@ -94,16 +95,16 @@ async def generate(
     """
     began, options = time.perf_counter(), body.core_options()
     body.check_raw()
-    if not body.prompt:
+    if not body.prompt and not body.images:
         return await _loaded(request, body, {"response": ""}, began)
     runtime, client, load = runtime_of(request), client_of(request), _loading(request, body.load_options())
     if body.raw:
         events = runtime.generate(
-            body.model, body.prompt, options=options, load_options=load, keep_alive=body.keep_alive, client=client
+            body.model, body.prompt or "", options=options, load_options=load, keep_alive=body.keep_alive, client=client
         )
     else:
         system = [Message("system", body.system)] if body.system else []
-        said = [*system, Message("user", body.prompt)]
+        said = [*system, Message("user", body.prompt or "", images=pictures(body.images, "images"))]
         events = runtime.chat(
             body.model, said, options=options, load_options=load, keep_alive=body.keep_alive, client=client
         )
@@ -231,17 +232,20 @@ async def ps(request: Request) -> Response:
 async def show(request: Request, body: Annotated[NamedBody, Body(openapi_examples=examples.SHOW_BODIES)]) -> Response:
     """Show an installed model."""
     check_supported(body, UNSUPPORTED)
-    about = await asyncio.to_thread(_shown, runtime_of(request), body.model)
+    runtime = runtime_of(request)
+    sees = {loaded.name: "vision" in loaded.capabilities for loaded in runtime.loaded()}
+    about = await asyncio.to_thread(_shown, runtime, body.model, sees)
     return json_response(about, headers=ignored(body, KNOWN))
 
 
-def _shown(runtime: Runtime, name: str) -> dict[str, Any]:
+def _shown(runtime: Runtime, name: str, loaded: dict[str, bool]) -> dict[str, Any]:
     model = runtime.models.get(name)
+    sees = loaded.get(model.name)
     try:
         engine = runtime.plugins.engine(runtime.engine_of(model.name))
     except MyllmError:  # nothing here runs it
-        return models.shown(model, calls_tools=False)
-    return models.shown(model, calls_tools=issubclass(engine, TokenEngine))
+        return models.shown(model, calls_tools=False, sees=sees)
+    return models.shown(model, calls_tools=issubclass(engine, TokenEngine), sees=sees)
 
 
 @router.post("/api/pull", responses=examples.PULL)

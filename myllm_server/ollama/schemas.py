@@ -11,9 +11,10 @@ from pydantic import AliasChoices, ConfigDict, Field, PlainValidator
 
 from myllm_core.options import Options, parse_options
 from myllm_core.settings import parse_duration
-from myllm_core.types import Message, Tool, ToolCall, Tools
+from myllm_core.types import Image, Message, Tool, ToolCall, Tools
 from myllm_server.errors import HttpError
 from myllm_server.lenient import Lenient, check_supported, invalid, unsupported_field
+from myllm_server.pictures import from_base64
 from myllm_server.schemas import MAX_INPUTS
 
 _SEEDS = 2**32
@@ -25,7 +26,6 @@ _GO_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "context": (None, []),
     "height": (None, 0),
-    "images": (None, []),
     "insecure": (None, False),
     "shift": (None, False),
     "steps": (None, 0),
@@ -53,7 +53,7 @@ _UNSUPPORTED_OPTIONS: dict[str, tuple[Any, ...]] = {
     "use_mlock": (None, False),
     "vocab_only": (None, False),
 }
-KNOWN = frozenset({*UNSUPPORTED, "messages.images", *(f"options.{name}" for name in _UNSUPPORTED_OPTIONS)})
+KNOWN = frozenset({*UNSUPPORTED, *(f"options.{name}" for name in _UNSUPPORTED_OPTIONS)})
 """Where such fields may be given without asking for anything."""
 
 _LOAD_OPTIONS = {
@@ -151,6 +151,7 @@ class ChatMessage(Lenient):
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = ""
+    images: list[str] | None = Field(None, description="files in base64, which stand before the text")
     thinking: str | None = None
     tool_calls: list[CalledTool] | None = None
     tool_name: str | None = None
@@ -166,16 +167,21 @@ def conversation(messages: Sequence[ChatMessage]) -> list[Message]:
     waiting: list[ToolCall] = []
     for index, message in enumerate(messages):
         check_supported(message, UNSUPPORTED, f"messages.{index}.")
-        content = message.content or ""
+        content, images = message.content or "", pictures(message.images, f"messages.{index}.images")
         if message.role == "tool":
             call = _answered(index, message, waiting)
-            told.append(Message("tool", content, tool_call_id=call.id))
+            told.append(Message("tool", content, tool_call_id=call.id, images=images))
             continue
         if message.tool_calls and message.role != "assistant":
             raise invalid(f"messages.{index}.tool_calls", "only an assistant's message has them")
         waiting = [_call(index, at, call) for at, call in enumerate(message.tool_calls or ())]
-        told.append(Message(message.role, content, message.thinking or "", tuple(waiting)))
+        told.append(Message(message.role, content, message.thinking or "", tuple(waiting), images=images))
     return told
+
+
+def pictures(images: Sequence[str] | None, where: str) -> tuple[Image, ...]:
+    """Images as the core has them. Raises ``HttpError``."""
+    return tuple(Image(from_base64(f"{where}.{at}", data), "") for at, data in enumerate(images or ()))
 
 
 def _call(index: int, at: int, call: CalledTool) -> ToolCall:
@@ -273,12 +279,15 @@ class GenerateBody(_Generation):
 
     prompt: str | None = None
     system: str | None = None
+    images: list[str] | None = Field(None, description="files in base64, which stand before the prompt")
     raw: bool | None = Field(None, description="continue the prompt as it is, without the model's chat template")
 
     def check_raw(self) -> None:
         """Raise ``HttpError`` for what a raw prompt can't have."""
         if self.raw and (self.system or self.think is not None):
             raise invalid("raw", "a raw prompt has no system message and no thinking; leave them out")
+        if self.raw and self.images:
+            raise unsupported_field("images", "a raw prompt has no images; leave out raw, or send them to chat")
 
 
 class EmbedBody(Lenient):

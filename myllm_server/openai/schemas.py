@@ -14,6 +14,7 @@ from myllm_core.options import Options, parse_options
 from myllm_core.types import Message, ToolCall, Tools
 from myllm_server.lenient import Lenient, check_supported, invalid, unsupported_field
 from myllm_server.openai.tools import ChatTool, ChatToolChoice, Mode, tools_to_core
+from myllm_server.pictures import Content, Parts
 from myllm_server.schemas import MAX_INPUTS, ModelName
 
 MAX_CHOICES = 128
@@ -36,8 +37,31 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 
 
 def _joined(value: object) -> object:
-    """The text of a message's content: as it is, or of its text parts, a line each."""
-    return "\n".join(_text_of(index, part) for index, part in enumerate(value)) if isinstance(value, list) else value
+    """A message's content: its text as it is, or of its parts, with the images between them."""
+    if isinstance(value, str):
+        return Content(value)
+    if value is not None and not isinstance(value, list):
+        raise PydanticCustomError("string_type", "Input should be a valid string")
+    if value is None:
+        return None
+    parts = Parts()
+    for index, part in enumerate(value):
+        if isinstance(part, dict) and part.get("type") == "image_url":
+            parts.show(_url_of(index, part.get("image_url")))
+        else:
+            parts.say(_text_of(index, part))
+    return parts.content()
+
+
+def _url_of(index: int, image: object) -> str:
+    url = image.get("url") if isinstance(image, dict) else None
+    if isinstance(url, str):
+        return url
+    raise PydanticCustomError(
+        "content_part",
+        'part {index} should be {{"type": "image_url", "image_url": {{"url": "data:…"}}}}',
+        {"index": index},
+    )
 
 
 def _text_of(index: int, part: object) -> str:
@@ -47,7 +71,9 @@ def _text_of(index: int, part: object) -> str:
         return text
     if isinstance(kind, str) and kind not in ("text", "refusal"):
         raise PydanticCustomError(
-            "content_part", "part {index} is of type {kind}; only text is taken here", {"index": index, "kind": kind}
+            "content_part",
+            "part {index} is of type {kind}; only text and image_url are taken here",
+            {"index": index, "kind": kind},
         )
     raise PydanticCustomError(
         "content_part", 'part {index} should be {{"type": "text", "text": "…"}}', {"index": index}
@@ -75,10 +101,22 @@ _PART: dict[str, Any] = {
     "properties": {"type": {"const": "text"}, "text": _TEXT},
     "required": ["type", "text"],
 }
+_IMAGE: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "image_url"},
+        "image_url": {
+            "type": "object",
+            "properties": {"url": {**_TEXT, "description": "data:image/png;base64,…"}, "detail": _TEXT},
+            "required": ["url"],
+        },
+    },
+    "required": ["type", "image_url"],
+}
 _Content = Annotated[
-    str | None,
+    Content | None,
     BeforeValidator(_joined),
-    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _PART}, {"type": "null"}]}),
+    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": {"anyOf": [_PART, _IMAGE]}}, {"type": "null"}]}),
 ]
 
 
@@ -125,10 +163,14 @@ class ChatMessage(Lenient):
         if self.role == "tool" and not self.tool_call_id:
             raise invalid(f"{where}.tool_call_id", "say which call this is the result of")
         if self.content is None and not self.tool_calls:
-            raise invalid(f"{where}.content", "send a text, or text parts")
+            raise invalid(f"{where}.content", "send a text, or parts")
+        content = self.content or Content()
+        if content.urls and self.role not in ("user", "tool"):
+            raise invalid(f"{where}.content", f"a message of role {self.role} has no images; a user's has")
         calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in self.tool_calls or ())
         role = "system" if self.role == "developer" else self.role
-        return Message(role, self.content or "", self.reasoning_content or "", calls, self.tool_call_id)
+        images = content.images(f"{where}.content")
+        return Message(role, content.text, self.reasoning_content or "", calls, self.tool_call_id, images)
 
 
 class StreamOptions(Lenient):

@@ -27,6 +27,7 @@ ADDRESS = re.compile(r"(http://)?(localhost|127\.0\.0\.1):8000")
 def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     home = tmp_path_factory.mktemp("home")
     install_echo(home / "models", "smollm2:latest")
+    install_echo(home / "models")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MYLLM_")}
     places = {"MYLLM_MODELS_DIR": home / "models", "MYLLM_DATA_DIR": home, "MYLLM_CONFIG": home / "config.toml"}
     return kept | {name: str(path) for name, path in places.items()}

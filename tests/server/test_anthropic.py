@@ -241,7 +241,10 @@ def test_options_of_myllm_are_fields_too(told: LiveServer) -> None:
         ({"top_p": -1}, "top_p:"),
         ({"stop_sequences": [""]}, "stop"),
         ({"stop_sequences": ["a"], "stop": "b"}, "stop_sequences: there is a stop too"),
-        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "messages.0.content.0:"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
+            "messages.0.content.0.image.source",
+        ),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role:"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content:"),
         ({"messages": user([{"type": "tool_use", "id": "c", "name": "f", "input": {}}])}, "has no tool_use"),

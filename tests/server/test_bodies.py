@@ -102,7 +102,11 @@ def test_options_out_of_range_of_the_wrong_type_or_unknown(
             CHAT | {"temperature": 1},
             "model, messages, session_id, stream, options, keep_alive, tools, tool_choice, parallel_tool_calls",
         ),
-        ("/api/chat", CHAT | {"messages": [HELLO[0] | {"name": "x"}]}, "role, content, tool_calls, tool_call_id"),
+        (
+            "/api/chat",
+            CHAT | {"messages": [HELLO[0] | {"name": "x"}]},
+            "role, content, images, tool_calls, tool_call_id",
+        ),
         ("/api/generate", {"model": "echo", "prompt": "x", "raw": True}, "model, prompt, stream, options, keep_alive"),
         ("/api/embeddings", {"model": "echo", "input": "x", "dimensions": 1}, "model, input, keep_alive"),
         ("/api/models/echo/load", {"n_ctx": 1}, "keep_alive"),
@@ -117,11 +121,11 @@ def test_an_unknown_field_is_refused_with_the_known_ones(
     assert answer.message.endswith(f"known: {known}")
 
 
-def test_an_image_is_refused_and_the_refusal_says_so(live: LiveServer) -> None:
+def test_parts_of_other_dialects_are_refused_and_the_refusal_says_where_images_go(live: LiveServer) -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
     answer = live.post("/api/chat", CHAT | {"messages": [{"role": "user", "content": [image]}]})
     assert answer.status == 422
-    assert answer.message.endswith("send a text; lists of parts, such as images, aren't taken here")
+    assert answer.message.endswith("send a text; lists of parts aren't taken here, images go in images")
 
 
 @pytest.mark.parametrize(

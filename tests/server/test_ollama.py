@@ -157,7 +157,11 @@ def test_what_means_something_or_nothing(told: LiveServer, fields: dict[str, Any
         ({"model": None}, "model:"),
         ({"messages": "x"}, "messages:"),
         ({"messages": [{"role": "robot"}]}, "messages.0.role:"),
-        ({"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "messages.0.images:"),
+        ({"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "images: this isn't a PNG"),
+        (
+            {"messages": [{"role": "user", "content": "x", "images": ["!"]}]},
+            "messages.0.images.0: the data isn't base64",
+        ),
         ({"messages": [{"role": "tool", "content": "4", "tool_name": "add"}]}, "messages.0: no tool call waits"),
         ({"template": "{{ x }}"}, "template: this server can't do that"),
         ({"shift": True}, "shift:"),

@@ -162,7 +162,7 @@ def test_what_reaches_the_engine(told: LiveServer) -> None:
     request = told.post("/v1/chat/completions", body).json["choices"][0]["message"]["content"]
     assert "Message(role='system', content='be kind'" in request
     assert "reasoning='hm', tool_calls=(ToolCall(id='c1', name='f', arguments='{}'),)" in request
-    assert "Message(role='tool', content='4', reasoning='', tool_calls=(), tool_call_id='c1')" in request
+    assert "Message(role='tool', content='4', reasoning='', tool_calls=(), tool_call_id='c1', images=())" in request
     assert "max_tokens=9, stop=('END',), logprobs=0, fit='error'" in request
     raw = complete(told, ("request", ""), END, stop=["a", "b"]).json["choices"][0]["text"]
     assert "max_tokens=16, stop=('a', 'b'), logprobs=None" in raw

@@ -11,6 +11,7 @@ from myllm_core.options import Options, parse_options
 from myllm_core.types import Message, ToolCall, Tools
 from myllm_server.lenient import Lenient, check_supported, invalid
 from myllm_server.openai.tools import Mode, ResponseTool, ResponseToolChoice, tools_to_core
+from myllm_server.pictures import Content, Parts
 from myllm_server.schemas import ModelName
 
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -35,27 +36,30 @@ RESPONSE_ID = r"^resp_[0-9a-f]{48}$"
 _TEXTS = ("input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text")
 
 
-def _text(value: object) -> object:
-    """The text of a content: as it is, or of its text parts, a line each."""
+def _content(value: object) -> object:
+    """A content: its text as it is, or of its parts, with the images between them."""
+    if isinstance(value, str):
+        return Content(value)
     if not isinstance(value, list):
-        return value
-    texts: list[str] = []
+        raise PydanticCustomError("string_type", "Input should be a valid string")
+    parts = Parts()
     for index, part in enumerate(value):
         kind = part.get("type") if isinstance(part, dict) else None
-        text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, dict) else None
-        if kind not in _TEXTS or not isinstance(text, str):
+        field = {"refusal": "refusal", "input_image": "image_url"}.get(str(kind), "text")
+        given = part.get(field) if isinstance(part, dict) else None
+        if kind not in (*_TEXTS, "input_image") or not isinstance(given, str):
             raise PydanticCustomError(
                 "content_part",
-                "part {index} is of type {kind}; only text is taken here",
+                "part {index} is of type {kind}; only text, and input_image with an image_url, are taken here",
                 {"index": index, "kind": str(kind)[:40]},
             )
-        texts.append(text)
-    return "\n".join(texts)
+        (parts.show if kind == "input_image" else parts.say)(given)
+    return parts.content()
 
 
-_Text = Annotated[
-    str,
-    BeforeValidator(_text),
+_Content = Annotated[
+    Content,
+    BeforeValidator(_content),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}),
 ]
 
@@ -65,12 +69,12 @@ class Item(Lenient):
 
     type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
-    content: _Text | None = None
+    content: _Content | None = None
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
-    output: _Text | None = None
-    summary: _Text | None = None
+    output: _Content | None = None
+    summary: _Content | None = None
 
 
 def _items(value: object) -> object:
@@ -138,11 +142,11 @@ class ResponseBody(Lenient):
         """The conversation that the input is; calls side by side are of one message."""
         messages: list[Message] = []
         reasoning = ""
-        for item in self.input:
+        for index, item in enumerate(self.input):
             if item.type == "reasoning":
-                reasoning += item.content or item.summary or ""
+                reasoning += (item.content or item.summary or Content()).text
                 continue
-            message = _message(item, reasoning)
+            message = _message(index, item, reasoning)
             last = messages[-1] if messages else None
             if item.type == "function_call" and last is not None and last.role == "assistant":
                 calls = (*last.tool_calls, *message.tool_calls)
@@ -212,11 +216,15 @@ def _check_item(index: int, item: Item) -> None:
             raise invalid(f"input.{index}.{name}", f"a {item.type} has one")
 
 
-def _message(item: Item, reasoning: str) -> Message:
+def _message(index: int, item: Item, reasoning: str) -> Message:
     if item.type == "function_call":
         call = ToolCall(item.call_id or "", item.name or "", item.arguments or "")
         return Message("assistant", "", reasoning, (call,))
     if item.type == "function_call_output":
-        return Message("tool", item.output or "", tool_call_id=item.call_id)
+        output = item.output or Content()
+        return Message("tool", output.text, tool_call_id=item.call_id, images=output.images(f"input.{index}.output"))
     role = "system" if item.role == "developer" else item.role or "user"
-    return Message(role, item.content or "", reasoning if role == "assistant" else "")
+    content, where = item.content or Content(), f"input.{index}.content"
+    if content.urls and role != "user":
+        raise invalid(where, f"a message of role {item.role} has no images; a user's has")
+    return Message(role, content.text, reasoning if role == "assistant" else "", images=content.images(where))

@@ -1,4 +1,4 @@
-"""An engine that repeats the last message, word by word, and calls the tools that it names."""
+"""An engine that repeats the last message, word by word, calls the tools that it names, and describes its images."""
 
 import re
 import time
@@ -16,21 +16,29 @@ from myllm_core import (
     Usage,
 )
 from myllm_core.errors import UnsupportedError
+from myllm_core.images import decode_rgb
 
 CALL = re.compile(r"^call (\S+) (\{.*\})$", re.MULTILINE)
 
 
 class EchoEngine(Engine):
-    """Messages in, the last one's words out. A line ``call NAME {…}`` calls the tool NAME when it is given one."""
+    """Messages in, the last one's words out. A line ``call NAME {…}`` calls the tool NAME when it is given one.
+
+    Where an image stands it says how large that is and of which color in the mean: ``[640x480 #a0b4c8]``.
+    """
 
     name = "echo"
     formats = frozenset({"echo"})
-    load_options = (LoadOption("delay_ms", 0, "milliseconds to wait before each word"),)
+    load_options = (
+        LoadOption("delay_ms", 0, "milliseconds to wait before each word"),
+        LoadOption("sees", True, "whether it reads images"),
+    )
     sampling = frozenset({"temperature", "seed"})
     max_concurrency = 64
 
-    def __init__(self, delay):
+    def __init__(self, delay, sees):
         self.delay = delay
+        self.sees = sees
 
     @classmethod
     def probe(cls, model):
@@ -43,14 +51,15 @@ class EchoEngine(Engine):
     @classmethod
     def load(cls, model, options, progress):
         progress(1.0)
-        return cls(options["delay_ms"] / 1000)
+        return cls(options["delay_ms"] / 1000, options["sees"])
 
     @property
     def facts(self):
-        return ModelFacts(context_size=4096, capabilities=frozenset({"chat", "complete", "embed", "tools"}))
+        vision = {"vision"} if self.sees else set()
+        return ModelFacts(context_size=4096, capabilities=frozenset({"chat", "complete", "embed", "tools"} | vision))
 
     def chat(self, request):
-        text, tools = request.messages[-1].content, request.tools
+        text, tools = described(request.messages[-1]), request.tools
         if tools is None or tools.choice == "none":
             return self._words(text, request.max_tokens)
         names = [tool.name for tool in tools.functions if tools.only in (None, tool.name)]
@@ -82,3 +91,14 @@ class EchoEngine(Engine):
 
     def embed(self, inputs):
         return Embeddings([[float(len(text)), 1.0] for text in inputs], sum(len(text.split()) for text in inputs))
+
+
+def described(message):
+    """The text of a message, with descriptions where its images stand."""
+    pieces, end = [], 0
+    for image in message.images:
+        pixels = decode_rgb(image)
+        color = bytes(pixels.reduce(pixels.size).getpixel((0, 0))).hex()
+        pieces.append(f"{message.content[end : image.at]}[{pixels.width}x{pixels.height} #{color}]")
+        end = image.at
+    return "".join(pieces) + message.content[end:]
