@@ -67,7 +67,7 @@ def pinned(resolution: Resolution, sha256: str) -> Resolution:
     if not sha256:
         return resolution
     files = resolution.files
-    weights = [file for file in files if file.path.lower().endswith(".gguf")] if len(files) > 1 else list(files)
+    weights = [file for file in files if _is_gguf_model(file.path)] if len(files) > 1 else list(files)
     if len(weights) != 1:
         raise InvalidRequest(f"a sha256 needs a model in one file; {resolution.source} has {len(files)} files")
     (file,) = weights
@@ -79,3 +79,9 @@ def pinned(resolution: Resolution, sha256: str) -> Resolution:
             expected=sha256,
         )
     return replace(resolution, files=tuple(replace(f, sha256=sha256) if f is file else f for f in files))
+
+
+def _is_gguf_model(path: str) -> bool:
+    """Whether a file is a model by its name, not the projector for images that comes with one."""
+    name = path.lower().rpartition("/")[2]
+    return name.endswith(".gguf") and "mmproj" not in name

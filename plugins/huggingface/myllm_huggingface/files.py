@@ -18,12 +18,16 @@ GGUF_ORDER = (
 )  # fmt: skip
 """GGUF quantizations, the one that is taken first when none is asked for."""
 
+PROJECTOR_ORDER = ("F16", "BF16", "Q8_0", "F32")
+"""Precisions of a projector for images, the one that is taken first: smaller ones see worse, larger ones no better."""
+
 ONNX_ORDER = ("q4", "quantized", "int8", "uint8", "q4f16", "fp16", "")
 """Suffixes of ``model_*.onnx``, the one that is taken first when none is asked for; empty is full precision."""
 
 _QUANT = re.compile(
     r"(?:^|[-._ ])((?:UD-)?(?:I?Q[1-9](?:_[A-Z0-9]+)*|TQ\d_\d|MXFP4(?:_MOE)?|BF16|FP?16|FP?32))(?=$|[-._ ])", re.I
 )
+_PROJECTOR = re.compile(r"(?:^|[-._])mmproj(?:$|[-._])", re.I)
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.\w+$)")
 _NO_MODEL = re.compile(r"(?:^|[-._])(?:mmproj|imatrix)(?:$|[-._])|^ggml-vocab", re.I)
 _MAIN_WEIGHTS = ("model.safetensors", "model.safetensors.safetensors")  # the second is what sharding makes of the first
@@ -104,7 +108,8 @@ def choose(files: Iterable[RepoFile], wanted: str, repo: str) -> Variant:
     if found is None:
         offered = [formats[asked][0]] if asked in formats else [variants for variants, _ in formats.values()]
         raise NotFound(_nothing_fits([v for variants in offered for v in variants], wanted, repo), repo=repo)
-    return replace(_whole(found, repo), selector=_selector(found, formats))
+    whole, projector = _whole(found, repo), _projector(found, files)
+    return replace(whole, files=(*whole.files, *projector), selector=_selector(found, formats))
 
 
 def _find(formats: Formats, wanted: str) -> Variant | None:
@@ -166,6 +171,27 @@ def _gguf_variants(files: list[RepoFile]) -> list[Variant]:
         quants = _QUANT.findall(path[len(folder) : -5]) or _QUANT.findall(folder.strip("/").rpartition("/")[2])
         variants.append(Variant(path, group, quants[-1].upper() if quants else "", folder))
     return variants
+
+
+def _projector(variant: Variant, files: Iterable[RepoFile]) -> list[RepoFile]:
+    """The projector for images that belongs to a GGUF model, if there is one: that of the most similar name."""
+    if not variant.label.lower().endswith(".gguf"):
+        return []
+    words = _words(variant.label)
+
+    def rank(file: RepoFile) -> tuple[int, bool, int]:
+        quants = [_plain(quant).upper() for quant in _QUANT.findall(file.name[:-5])] or [""]
+        order = PROJECTOR_ORDER.index(quants[-1]) if quants[-1] in PROJECTOR_ORDER else len(PROJECTOR_ORDER)
+        return -len(words & _words(file.name)), file.folder != variant.strip, order
+
+    found = [f for f in files if f.name.lower().endswith(".gguf") and _PROJECTOR.search(f.name[:-5])]
+    return sorted(found, key=rank)[:1]
+
+
+def _words(path: str) -> set[str]:
+    """The words of a file's name that tell models apart, in lower case."""
+    name = _QUANT.sub("", path.rpartition("/")[2].rpartition(".")[0])
+    return {word for word in re.split(r"[-._ ]", name.lower()) if word not in ("", "mmproj", "model")}
 
 
 def _safetensors_variants(files: list[RepoFile]) -> list[Variant]:

@@ -17,14 +17,14 @@ import pytest
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def tiny_gguf(shard: int = 0, shards: int = 1) -> bytes:
+def tiny_gguf(shard: int = 0, shards: int = 1, architecture: str = "llama") -> bytes:
     """A whole GGUF file (version 3) with one tensor of 32 float32 zeros, or one of ``shards`` such files."""
 
     def string(text: str) -> bytes:
         return struct.pack("<Q", len(text)) + text.encode()
 
-    keys = [string("general.architecture") + struct.pack("<I", 8) + string("llama")]
-    keys.append(string("llama.context_length") + struct.pack("<II", 4, 2048))
+    keys = [string("general.architecture") + struct.pack("<I", 8) + string(architecture)]
+    keys.append(string(f"{architecture}.context_length") + struct.pack("<II", 4, 2048))
     if shards > 1:
         keys += [string(key) + struct.pack("<IH", 2, n) for key, n in (("split.no", shard), ("split.count", shards))]
     tensor = string(f"blk.{shard}.attn_q.weight") + struct.pack("<IQIQ", 1, 32, 0, 0)

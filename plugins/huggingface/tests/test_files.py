@@ -85,11 +85,31 @@ def test_a_quantization_that_only_the_folder_names_is_found():
 
 
 def test_projectors_and_importance_matrices_are_no_models():
-    assert pick(["gemma-3-4b-it-Q4_K_M.gguf", "mmproj-model-f16.gguf", "gemma-imatrix.gguf"]) == [
-        "gemma-3-4b-it-Q4_K_M.gguf"
-    ]
+    assert pick(["gemma-3-4b-it-Q4_K_M.gguf", "gemma-imatrix.gguf"]) == ["gemma-3-4b-it-Q4_K_M.gguf"]
     with pytest.raises(NotFound, match="holds no GGUF"):
         pick(["mmproj-F16.gguf", "ggml-vocab-llama.gguf"])
+
+
+@pytest.mark.parametrize(
+    ("there", "taken"),
+    [
+        (["mmproj-model-f16.gguf"], "mmproj-model-f16.gguf"),
+        (["mmproj-BF16.gguf", "mmproj-F16.gguf", "mmproj-F32.gguf"], "mmproj-F16.gguf"),
+        (["mmproj-m-it-Q8_0.gguf", "mmproj-m-it-bf16.gguf"], "mmproj-m-it-bf16.gguf"),
+        (["mmproj-F32.gguf", "mmproj-Q8_0.gguf"], "mmproj-Q8_0.gguf"),
+        (["mmproj-other-3b-f16.gguf", "m-it-mmproj.gguf"], "m-it-mmproj.gguf"),
+        (["mmproj/mmproj-m-it-f16.gguf"], "mmproj/mmproj-m-it-f16.gguf"),
+    ],
+)
+def test_one_projector_comes_with_the_model_whatever_was_asked_for(there, taken):
+    models = ["m-it-Q4_K_M.gguf", "m-it-Q8_0.gguf"]
+    for wanted, model in (("", models[0]), ("q8_0", models[1]), (models[1], models[1])):
+        assert pick([*there, *models], wanted) == [model, taken]
+
+
+def test_a_projector_stays_where_it_is_when_the_model_lies_in_a_folder():
+    there = ["mmproj-F16.gguf", "Q8_0/m-00001-of-00002.gguf", "Q8_0/m-00002-of-00002.gguf"]
+    assert pick(there, "Q8_0") == [*there[1:], there[0]]
 
 
 def test_dynamic_quantizations_count_when_there_is_no_plain_one():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from myllm_core.errors import IntegrityError, NetworkError
@@ -43,6 +45,15 @@ def test_a_gguf_is_installed_with_what_the_hub_says_of_it(hub, fetch):
     assert (manifest.format, manifest.family, manifest.context_size) == ("gguf", "llama", 2048)
     assert (manifest.source, manifest.revision, manifest.licence) == ("hf:maker/Tiny-GGUF:Q4_K_M", hub.commit, "mit")
     assert [m.name for m in fetch.store.list_models()] == ["tiny:q4_k_m"]
+
+
+def test_a_projector_comes_with_its_model_and_isnt_taken_for_it(hub, fetch):
+    projector = hub.shard(architecture="clip")
+    hub.add("maker/Seeing-GGUF", {"mmproj-F16.gguf": projector, "seeing-Q4_K_M.gguf": hub.gguf})
+    model = fetch("hf:maker/Seeing-GGUF", sha256=hashlib.sha256(hub.gguf).hexdigest())
+    assert [path.name for path in model.paths] == ["seeing-Q4_K_M.gguf", "mmproj-F16.gguf"]
+    assert (model.manifest.family, model.manifest.size) == ("llama", len(hub.gguf) + len(projector))
+    assert verify(model, lambda path, done, size: None) == []
 
 
 def test_the_token_stays_with_the_hub(hub, fetch, monkeypatch):
