@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from myllm_core.options import Options
     from myllm_core.runtime.runtime import Runtime
+    from myllm_core.types import Image
 
 PROMPT, MORE = "You: ", "...: "
 PROMPT_STYLE = "bold fg:ansicyan"
@@ -78,10 +79,12 @@ class Chat:
         self.model = wishes.model
         self.options: Options = wishes.options
         self.conversation = Conversation(runtime, session_id)
+        self.images: list[Image] = list(wishes.images)  # they go with the next message
         self.last: Reply | None = None
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self._wishes = wishes
+        self.settings = cli.settings
         self._verbose = cli.verbose
         self._input = _input(cli.settings.data_dir)
         self._interrupts = interrupts
@@ -158,8 +161,9 @@ class Chat:
             await self.answer(text)
 
     async def answer(self, text: str) -> None:
-        """Send a user's text, and show the reply."""
-        await self._turn(self.conversation.messages(text))
+        """Send a user's text with the images that wait, and show the reply."""
+        images, self.images = self.images, []
+        await self._turn(self.conversation.messages(text, images))
 
     async def regenerate(self) -> bool:
         """Ask for another reply to the last question; False when there is none yet."""

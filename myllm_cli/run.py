@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from myllm_cli.views import Look
     from myllm_core.options import Options
     from myllm_core.runtime.runtime import Runtime
+    from myllm_core.types import Image
 
 
 _PATIENCE = 2.0  # seconds
@@ -35,6 +36,7 @@ class Wishes:
     engine: str | None = None
     load_options: dict[str, Any] = field(default_factory=dict)
     stats: bool = False
+    images: tuple[Image, ...] = ()
 
 
 def run(
@@ -42,6 +44,9 @@ def run(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="An installed model, or a name of the catalogue.")],
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="Answer this once; what is piped in is added to it.")
+    ] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="An image to go with the prompt (repeatable).")
     ] = None,
     pull: Annotated[bool, typer.Option("--pull", help="Pull a missing model without asking.")] = False,
     session: Annotated[
@@ -102,7 +107,9 @@ def run(
         reasoning_to=sys.stdout if chatting else sys.stderr,
     )
     from myllm_cli.missing import installed_name
+    from myllm_cli.pictures import read_image
 
+    images = tuple(read_image(name, cli.settings) for name in image or ())
     wishes = Wishes(
         installed_name(cli, model, pull),
         options,
@@ -113,6 +120,7 @@ def run(
         engine,
         load_options,
         stats or cli.verbose,
+        images,
     )
     if question is None:
         from myllm_cli.chat import chat
@@ -219,7 +227,7 @@ async def _take_answer(cli: Cli, wishes: Wishes, question: str, silent: bool) ->
         await conversation.start(wishes.system)
         events = runtime.chat(
             wishes.model,
-            conversation.messages(question),
+            conversation.messages(question, wishes.images),
             options=wishes.options,
             session_id=session_id,
             engine=wishes.engine,

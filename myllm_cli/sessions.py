@@ -16,12 +16,15 @@ import typer
 from myllm_cli.context import Cli
 from myllm_cli.lazy import STYLE
 from myllm_cli.models import JsonOption, confirm
+from myllm_cli.pictures import counted
 from myllm_cli.tables import print_json, print_table
 from myllm_cli.terminal import clean, clean_line, say
 from myllm_core.errors import InvalidRequest
+from myllm_core.images import write_images
 
 if TYPE_CHECKING:
     from myllm_core.session_store import Session, SessionStore, StoredMessage
+    from myllm_core.types import Message
 
 app = typer.Typer(help="List, search, export and change stored conversations.", no_args_is_help=True, **STYLE)
 
@@ -72,6 +75,7 @@ def _message_json(stored: StoredMessage) -> dict[str, Any]:
         "status": stored.status,
         "created_at": stored.created_at,
         "meta": stored.meta,
+        **({"images": write_images(stored.message.images)} if stored.message.images else {}),
     }
 
 
@@ -79,7 +83,13 @@ def print_conversation(path: list[StoredMessage]) -> None:
     """Print messages with their numbers, which ``fork --at`` takes."""
     for number, stored in enumerate(path, start=1):
         mark = "" if stored.status == "complete" else f" ({stored.status})"
-        print(f"[{number}] {clean_line(stored.message.role)}{mark}\n{clean(stored.message.content).rstrip()}\n")
+        print(f"[{number}] {clean_line(stored.message.role)}{mark}\n{clean(with_images(stored.message)).rstrip()}\n")
+
+
+def with_images(message: Message) -> str:
+    """The text of a message, and how many images are in it."""
+    images = counted(message.images)
+    return f"({images})\n{message.content}" if images else message.content
 
 
 @app.command("list")

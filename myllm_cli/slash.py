@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from myllm_cli.chat import Leave
+from myllm_cli.pictures import counted, read_image, size_of
 from myllm_cli.run import parsed_value
-from myllm_cli.sessions import new_session_id, print_conversation
+from myllm_cli.sessions import new_session_id, print_conversation, with_images
 from myllm_cli.terminal import clean, clean_line
 from myllm_cli.turns import last_question
 from myllm_core.errors import InvalidRequest
@@ -77,6 +78,23 @@ async def _set(chat: Chat, argument: str) -> None:
     print(f"{clean_line(name)} = {clean_line(changed.get(name, 'its default'))}")
 
 
+async def _image(chat: Chat, argument: str) -> None:
+    if argument == "off":
+        chat.images.clear()
+    elif argument:
+        image = read_image(_unquoted(argument), chat.settings)
+        chat.images.append(image)
+        print(f"{size_of(image)}; it goes with your next message.")
+        return
+    waiting = counted(chat.images)
+    print(f"{waiting} for your next message." if waiting else "No image waits for your next message.")
+
+
+def _unquoted(path: str) -> str:
+    """A path as terminals paste one that was dropped on them: it may be in quotes."""
+    return path[1:-1] if len(path) > 2 and path[0] == path[-1] and path[0] in "'\"" else path
+
+
 async def _regenerate(chat: Chat, argument: str) -> None:
     if not await chat.regenerate():
         print("There is no reply yet.")
@@ -138,7 +156,7 @@ def _write_new(name: str, text: str) -> Path:
 
 
 def _as_markdown(path: list[StoredMessage]) -> str:
-    return "".join(f"## {item.message.role}\n\n{item.message.content.strip()}\n\n" for item in path)
+    return "".join(f"## {item.message.role}\n\n{with_images(item.message).strip()}\n\n" for item in path)
 
 
 async def _markdown(chat: Chat, argument: str) -> None:
@@ -152,6 +170,7 @@ COMMANDS = {
     "help": Command("/help", "List these commands.", _help),
     "clear": Command("/clear", "Forget what was said, and begin a new session.", _clear),
     "regen": Command("/regen", "Let the model answer the last question again.", _regenerate),
+    "image": Command("/image FILE|off", "Send an image with your next message, or none.", _image),
     "undo": Command("/undo", "Take the last question and its answer back.", _undo),
     "system": Command("/system [TEXT|off]", "Show, set or remove the system message.", _system),
     "set": Command("/set [NAME [VALUE]]", "Show, set or reset an option, such as temperature 0.2.", _set),

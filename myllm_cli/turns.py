@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from myllm_core.errors import SessionNotFound
 from myllm_core.session_store import NewMessage, SessionStore, StoredMessage
-from myllm_core.types import Message
+from myllm_core.types import Image, Message
 
 if TYPE_CHECKING:
     from myllm_core.runtime.runtime import Runtime
@@ -29,11 +30,11 @@ class Conversation:
         if system is not None and system != self.system:
             await self.set_system(system)
 
-    def messages(self, text: str) -> list[Message]:
-        """What to send for a user's text."""
+    def messages(self, text: str, images: Sequence[Image] = ()) -> list[Message]:
+        """What to send for a user's text, with images that stand before it."""
         # A session that begins with this system message already isn't given it again by the runtime.
         system = [Message("system", self.system)] if self.system else []
-        return [*system, Message("user", text)]
+        return [*system, Message("user", text, images=tuple(images))]
 
     async def path(self) -> list[StoredMessage]:
         """The stored conversation; empty when there is none yet."""

@@ -11,6 +11,8 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from myllm_core.testing.pictures import png
+
 from .conftest import PROMPT, Myllm
 
 Start = Callable[..., pexpect.spawn]
@@ -209,3 +211,24 @@ def test_the_real_model_chats_and_remembers(myllm: Myllm, smollm2_gguf: Path) ->
     terminal.expect(PROMPT)
     terminal.sendeof()
     _leaves(terminal)
+
+
+def test_images_go_with_the_next_message(chat: Start, with_echo: Myllm, tmp_path: Path) -> None:
+    for name, color in (("first.png", (9, 9, 9)), ("a second.png", (0, 0, 255))):
+        (tmp_path / name).write_bytes(png(20, 10, color))
+    terminal = chat("--image", str(tmp_path / "first.png"))
+    _say(terminal, "what?", "Assistant: ", "[20x10 #090909]what?", "────")
+    assert "No image waits" in _say(terminal, "/image")
+    terminal.sendline(f"/image '{tmp_path}/a second.png'")
+    terminal.expect("20 x 10 pixels; it goes with your next message")
+    terminal.expect(PROMPT)
+    assert "1 image for your next message." in _say(terminal, "/image")
+    terminal.sendline("/image missing.png")
+    terminal.expect("can't read the image missing.png")
+    terminal.expect(PROMPT)
+    _say(terminal, "and this?", "Assistant: ", "[20x10 #0000ff]and this?", "────")
+    _say(terminal, "again", "Assistant: ", "again", "────")
+    assert "(1 image)" in _say(terminal, "/history")
+    terminal.sendeof()
+    _leaves(terminal)
+    assert [len(message.get("images", [])) for message in _stored(with_echo)] == [1, 0, 1, 0, 0, 0]  # type: ignore[arg-type]

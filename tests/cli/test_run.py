@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from myllm_core.testing.pictures import png
+
 from .conftest import Myllm
 
 
@@ -96,3 +98,36 @@ def test_the_real_model_answers_in_a_pipe(myllm: Myllm, smollm2_gguf: Path) -> N
     assert len(first.stdout.split()) > 2
     assert first.stdout == again.stdout
     assert "\x1b" not in first.stdout
+
+
+def test_images_go_with_the_prompt(with_echo: Myllm, tmp_path: Path) -> None:
+    for name, color in (("red.png", (200, 30, 60)), ("blue picture.png", (0, 0, 255))):
+        (tmp_path / name).write_bytes(png(20, 10, color))
+    images = ["--image", str(tmp_path / "red.png"), "--image", str(tmp_path / "blue picture.png")]
+    done = with_echo("run", "echo", "what are these?", *images, "--session", "seen")
+    assert (done.returncode, done.stdout) == (0, "[20x10 #c81e3c][20x10 #0000ff]what are these?\n")
+    assert "(2 images)\nwhat are these?" in with_echo("sessions", "show", "seen").stdout
+    path = json.loads(with_echo("sessions", "show", "seen", "--json").stdout)["path"]
+    assert [len(message.get("images", [])) for message in path] == [2, 0]
+    exported = with_echo("sessions", "export", "seen").stdout
+    assert json.loads(exported)["messages"][0]["images"] == path[0]["images"]
+
+
+def test_an_image_that_cant_be_sent_is_named_in_one_line(with_echo: Myllm, tmp_path: Path) -> None:
+    text, broken, large = (tmp_path / name for name in ("notes.txt", "broken.png", "large.png"))
+    text.write_text("no picture")
+    broken.write_bytes(png(20, 10, (0, 0, 0))[:50])
+    large.write_bytes(png(20, 10, (0, 0, 0)) + bytes(2000))
+    for file, why in (
+        (tmp_path / "missing.png", "can't read the image"),
+        (tmp_path, "can't read the image"),
+        (text, "notes.txt: this isn't a PNG, JPEG, GIF or WebP file"),
+        (broken, "can't be read"),
+        (large, "large.png is too large"),
+    ):
+        with_echo.extra["MYLLM_MAX_IMAGE_BYTES"] = "1500"
+        done = with_echo("run", "echo", "what is this?", "--image", str(file))
+        assert done.returncode == 2 and done.stdout == ""
+        assert why in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr, done.stderr
+    blind = with_echo("run", "echo", "x", "--image", str(broken), "--load-option", "sees=false")
+    assert blind.returncode == 2 and "reads no images" in blind.stderr
