@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -40,6 +41,11 @@ _QUANTIZERS = {
 }  # fmt: skip
 """The package that runs weights quantized with each method, by its module's name."""
 _BLIND = "this model reads no images; send text only"
+_SEES = "a model that writes and reads images"
+_NEEDED = {"PixtralProcessor": "torchvision", "SmolVLMProcessor": "num2words"}
+"""The package that a class of processors needs beside ours, as far as is known before it is loaded."""
+
+log = logging.getLogger("myllm.transformers")
 
 
 class TransformersEngine(AssembledEngine):
@@ -70,7 +76,10 @@ class TransformersEngine(AssembledEngine):
             return Support(80, f"the model needs {missing}, which isn't installed", missing, _install(missing))
         if not writes_text(files):
             return Support(80, "a model that makes embeddings")
-        return Support(80, "a model that writes and may read images" if sees_images(files) else "a model that writes")
+        if not sees_images(files):
+            return Support(80, "a model that writes")
+        lack = _lack(files)
+        return Support(80, f"a model that writes, and reads images once it has {lack}" if lack else _SEES)
 
     @classmethod
     def estimate(cls, model: Model, options: Mapping[str, Any]) -> MemoryEstimate:
@@ -143,6 +152,15 @@ def _missing(quantized: str) -> str | None:
     return next((name for name in needed if importlib.util.find_spec(name) is None), None)
 
 
+def _lack(files: HubFiles) -> str:
+    """What a model needs so that its images can be read, as far as its files tell; empty when nothing."""
+    processor, images = files.config("processor_config.json"), files.config("preprocessor_config.json")
+    if not images and "image_processor" not in processor:
+        return "the preprocessor_config.json of its repository; pull it again"
+    package = _NEEDED.get(str(processor.get("processor_class") or images.get("processor_class")))
+    return "" if package is None or importlib.util.find_spec(package) else f"{package} (pip install {package})"
+
+
 def _install(missing: str) -> str:
     own = missing == "torch" or missing.startswith("transformers")
     return _INSTALL if own else f"pip install {missing}"
@@ -168,5 +186,6 @@ def _decoding(
             return decoding, backend.vocab_size, vision
         except MyllmError as error:
             why = f"images can't be read with this model: {error}"
+            log.warning(why)
     backend, pieces = choose_backend(model, sequences, context)
     return Decoding(backend, context, sequences, batch if pieces else context), backend.vocab_size, why

@@ -16,8 +16,8 @@ from myllm_core.errors import EngineMissing, IntegrityError, TemplateError
 from myllm_core.models.hub_files import HubFiles
 from myllm_transformers.model import library_errors, links
 
-_FILES = (
-    "config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
+_CONFIGS = (
+    "config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
 _LONGEST_SIDE = 8192
@@ -32,12 +32,11 @@ def load_processor(files: HubFiles) -> Any:
     part for videos comes without it: that part needs torchvision. Raises ``IntegrityError`` for files that name code or
     absurd sizes, ``EngineMissing`` when a package is missing, and ``EngineError``.
     """
-    for name in _FILES:
-        if name != "tokenizer.json":  # it is read without limits by no one, and has been looked at before
-            check_sizes(files.config(name))
-    found = {name: path for name in _FILES if (path := files.find(name)) is not None}
+    for name in _CONFIGS:
+        check_sizes(files.config(name))
+    found = {name: path for name in ("tokenizer.json", *_CONFIGS) if (path := files.find(name)) is not None}
     with library_errors("load the model's processor"), links(found) as folder:
-        cls = _class(folder, files)
+        cls = _class(files)
         if importlib.util.find_spec("torchvision") is not None or not any(map(_of_videos, cls.get_attributes())):
             return cls.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return _without_videos(cls, folder)
@@ -56,17 +55,16 @@ def check_sizes(config: dict[str, Any]) -> None:
                 raise IntegrityError(f"the model's processor makes images too large ({key} {size}); pull it again")
 
 
-def _class(folder: Path, files: HubFiles) -> Any:
+def _class(files: HubFiles) -> Any:
     """The class that one of the files names, else the one for the model's type."""
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
     places = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
     named = next((name for place in places if (name := files.config(place).get("processor_class"))), None)
-    name = named or PROCESSOR_MAPPING_NAMES.get(files.config("config.json").get("model_type"))
-    cls = getattr(transformers, str(name), None)
-    if not (isinstance(cls, type) and issubclass(cls, transformers.ProcessorMixin)):
+    name = named or PROCESSOR_MAPPING_NAMES.get(str(files.config("config.json").get("model_type")))
+    if name not in PROCESSOR_MAPPING_NAMES.values():
         raise EngineMissing(f"this version of transformers has no processor {name}; pip install -U transformers")
-    return cls
+    return getattr(transformers, name)
 
 
 def _of_videos(attribute: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from myllm_core.errors import IntegrityError, InvalidRequest, UnsupportedError
 from myllm_core.images import decode_rgb
 from myllm_core.models.hub_files import HubFiles
 from myllm_core.testing import EngineCase, EngineContract, model_of
-from myllm_core.types import Image, Sampling
+from myllm_core.types import ChatRequest, Finish, Image, Message, Sampling, TextDelta
 
 TEXT = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 48, "head_dim": 8}
 TEXT |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
@@ -263,6 +264,30 @@ def test_it_writes_what_generate_does(load: Any, folders: Any, kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_conversation_with_images_is_answered_as_by_the_model_s_own_template(load: Any, folders: Any, kind: str):
+    import transformers
+
+    engine = load(folders(kind), n_ctx=512).engine
+    assert TransformersEngine.probe(model_in(folders(kind))).reason == "a model that writes and reads images"
+    assert f"'{engine._vision._place}'" in KINDS[kind](transformers)[2]
+    messages = (
+        Message("user", "look at this: ", images=(Image(A.data, "", 14),)),
+        Message("assistant", "seen"),
+        Message("user", "and  too", images=(Image(B.data, "", 4),)),
+    )
+    parts: list[Part] = ["user: look at this: ", A, "\nassistant: seen\nuser: and ", B, " too\nassistant: "]
+    _, tokens, _ = generated(engine, folders(kind), parts, 10)
+    *_, end = events = list(engine.chat(ChatRequest(messages, Sampling(temperature=0.0), max_tokens=10)))
+    assert isinstance(end, Finish)
+    assert end.error is None
+    assert end.usage.prompt_tokens == len(prompt_of(engine, parts))
+    written = "".join(event.text for event in events if isinstance(event, TextDelta))
+    until = next((at for at, token in enumerate(tokens) if token in engine.facts.eos_tokens), len(tokens))
+    text = b"".join(map(engine.piece, tokens[:until])).decode(errors="replace")
+    assert written.strip() == text.strip()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_four_at_once_write_what_each_writes_alone(load: Any, folders: Any, kind: str):
     driver = load(folders(kind), n_ctx=512, n_batch=7)
     several: list[list[Part]] = [TWO, ["no picture here, only a text"], ["a", B, "b"], [B, "first, then ", A]]
@@ -364,6 +389,7 @@ def blind(driver: Any, why: str) -> None:
 def test_without_its_processor_a_model_still_writes(load: Any, tmp_path: Path, letters: dict[str, Any]):
     folder = write(tmp_path, "llava", letters)
     (folder / "preprocessor_config.json").unlink()
+    assert "reads images once it has the preprocessor_config.json" in TransformersEngine.probe(model_in(folder)).reason
     blind(load(folder), "processor")
 
 
@@ -390,9 +416,11 @@ def test_a_processor_that_names_code_is_refused(load: Any, tmp_path: Path, lette
         load(folder)
 
 
+@pytest.mark.skipif(bool(importlib.util.find_spec("num2words")), reason="the package that is to be missing is there")
 def test_a_package_that_a_processor_needs_is_named(load: Any, tmp_path: Path, letters: dict[str, Any]):
     folder = write(tmp_path, "idefics", letters)
     change(folder, "processor_config.json", processor_class="SmolVLMProcessor")
+    assert "num2words" in TransformersEngine.probe(model_in(folder)).reason
     blind(load(folder), "pip install num2words")
 
 
