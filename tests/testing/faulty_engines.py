@@ -7,12 +7,13 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sound_engines import CONTROL, Running, SoundMessages, SoundTokens
+from sound_engines import CONTROL, IM_END, Running, SeeingTokens, SoundMessages, SoundTokens
 
-from myllm_core import Embeddings, Finish, LoadOption, MemoryEstimate, Sequence, Support, TextDelta, TokenOut
+from myllm_core import Embeddings, Finish, Image, LoadOption, MemoryEstimate, Sequence, Support, TextDelta, TokenOut
 
 FAULTS: dict[str, dict[str, str]] = {}
 ENGINES: list[Any] = [SoundTokens, SoundMessages]
@@ -423,3 +424,76 @@ class DiesOfDamage(SoundTokens):
         if model.paths[0].read_bytes() != b"sound\n":
             os.abort()
         return cls(options["context"])
+
+
+# Images
+
+
+@fails(images_are_refused_when_vision_isnt_claimed="DID NOT RAISE")
+class SeesInSecret(SeeingTokens):
+    claims = SoundTokens.claims
+
+
+@fails(an_image_takes_the_tokens_that_stand_for_it="no row of an embedding")
+class HasNoRows(SeeingTokens):
+    def image_tokens(self, image: Image) -> list[int]:
+        return [IM_END]
+
+
+@fails(equal_images_have_equal_tokens="other tokens each time")
+class CountsImages(SeeingTokens):
+    count = 0
+
+    def image_tokens(self, image: Image) -> list[int]:
+        self.count += 1
+        return [token - self.count if token < 0 else token for token in super().image_tokens(image)]
+
+
+@fails(a_reply_depends_on_its_image="the same for another image")
+class LooksAway(SeeingTokens):
+    def color(self, image: Image) -> bytes:
+        return b""
+
+
+@fails(a_reply_depends_on_the_order_of_images="in another order")
+class SortsImages(SeeingTokens):
+    def add(self, sequence: Sequence) -> None:
+        images = tuple(sorted(sequence.images, key=lambda image: image.data))
+        super().add(replace(sequence, images=images))
+
+
+@fails(a_broken_image_is_refused_and_the_engine_goes_on="not an InvalidRequest")
+class BelievesAnyFile(SeeingTokens):
+    def image_tokens(self, image: Image) -> list[int]:
+        return [-1]
+
+    def color(self, image: Image) -> bytes:
+        return image.data[:3]
+
+
+@fails(cancelling_while_an_image_is_read_hurts_nobody="nobody waits for the image")
+class ReadsForNobody(SeeingTokens):
+    """An image takes it a step, in which it can't be cancelled."""
+
+    reading: Sequence | None = None
+    lost = False
+
+    def add(self, sequence: Sequence) -> None:
+        super().add(sequence)
+        self.reading = sequence if sequence.images else self.reading
+
+    def cancel(self, sequence_id: int) -> None:
+        self.lost = self.lost or (self.reading is not None and self.reading.id == sequence_id)
+        super().cancel(sequence_id)
+
+    def step(self) -> list[TokenOut]:
+        if self.lost:
+            raise RuntimeError("nobody waits for the image")
+        outs = [out for out in super().step() if self.reading is None or out.sequence_id != self.reading.id]
+        self.reading = None if self.steps_on() else self.reading
+        return outs
+
+    def steps_on(self) -> bool:
+        """Every other time."""
+        self.turn = not getattr(self, "turn", True)
+        return self.turn

@@ -9,13 +9,14 @@ import hashlib
 import math
 import random
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from myllm_core import (
     Embeddings,
     Engine,
     Finish,
+    Image,
     LoadOption,
     MemoryEstimate,
     ModelFacts,
@@ -27,6 +28,7 @@ from myllm_core import (
     Usage,
 )
 from myllm_core.errors import UnsupportedError
+from myllm_core.images import decode_rgb
 
 BOS, IM_START, IM_END = 256, 257, 258
 CONTROL = {"<s>": BOS, "<|im_start|>": IM_START, "<|im_end|>": IM_END}
@@ -124,7 +126,7 @@ class SoundTokens(TokenEngine):
         return values
 
     def choose(self, run: Running, logits: list[float]) -> int:
-        sampling, recent = run.sequence.sampling, run.history[-64:]
+        sampling, recent = run.sequence.sampling, [token for token in run.history[-64:] if token >= 0]
         for token in set(recent):
             logits[token] = logits[token] / sampling.repeat_penalty - sampling.frequency_penalty * recent.count(token)
         allowed = run.sequence.allowed
@@ -143,6 +145,29 @@ class SoundTokens(TokenEngine):
     def embed(self, inputs: Any) -> Embeddings:
         vectors = [[float(byte) for byte in hashlib.sha256(t.encode("utf-8", "replace")).digest()] for t in inputs]
         return Embeddings(vectors, len(inputs))
+
+
+class SeeingTokens(SoundTokens):
+    """One that sees: the mean colors of the images decide too, in their order. Four rows stand for an image."""
+
+    name = "seeing-tokens"
+    claims = SoundTokens.claims | {"vision"}
+    rows = 4
+
+    def image_tokens(self, image: Image) -> list[int]:
+        decode_rgb(image)
+        digest = int.from_bytes(hashlib.sha256(image.data).digest()[:3], "big")
+        return [IM_START, *(-1 - self.rows * digest - row for row in range(self.rows)), IM_END]
+
+    def logits(self, run: Running) -> list[float]:
+        text = [token for token in run.sequence.tokens if token >= 0]
+        seen = b"".join(map(self.color, run.sequence.images))
+        tokens = [*text[-48:], *seen, *run.history[-3:]]
+        return super().logits(replace(run, sequence=replace(run.sequence, tokens=tokens)))
+
+    def color(self, image: Image) -> bytes:
+        pixels = decode_rgb(image)
+        return bytes(pixels.reduce(pixels.size).getpixel((0, 0)))
 
 
 class SoundMessages(Engine):

@@ -11,15 +11,15 @@ from myllm_core.testing import EngineContract
 from support.kit import run_kit, write_site
 
 HERE = Path(__file__).parent
-SOUND = ("SoundTokens", "SoundMessages", "EmbedsOnly")
+SOUND = ("SoundTokens", "SeeingTokens", "SoundMessages", "EmbedsOnly")
 PLUGIN = """
 from myllm_core import hookimpl
 
 @hookimpl
 def myllm_engines():
     from faulty_engines import ENGINES
-    from sound_engines import EmbedsOnly
-    return [EmbedsOnly, *ENGINES]
+    from sound_engines import EmbedsOnly, SeeingTokens
+    return [EmbedsOnly, SeeingTokens, *ENGINES]
 """
 HEAVY_PLUGIN = """
 import ray
@@ -35,7 +35,7 @@ def myllm_engines():
 """
 TESTS = """
 import faulty_engines, heavy_plugin, pytest
-from sound_engines import EmbedsOnly, SoundMessages, SoundTokens
+from sound_engines import EmbedsOnly, SeeingTokens, SoundMessages, SoundTokens
 from myllm_core.options import parse_options
 from myllm_core.testing import EngineCase, EngineContract, model_of
 from myllm_core.testing.engine import worker
@@ -58,7 +58,7 @@ class Lenient:
         from myllm_core.types import Sampling
         monkeypatch.setattr(runtime, "sampling", lambda *args: Sampling())
 
-ALL = [SoundTokens, SoundMessages, EmbedsOnly, heavy_plugin.ImportsAtOnce, *faulty_engines.ENGINES[2:]]
+ALL = [SoundTokens, SeeingTokens, SoundMessages, EmbedsOnly, heavy_plugin.ImportsAtOnce, *faulty_engines.ENGINES[2:]]
 for cls in ALL:
     bases = (Lenient, Base) if cls.__name__ == "TakesEverything" else (Base,)
     globals()["Test" + cls.__name__] = type("Test" + cls.__name__, bases, {"engine_class": cls, "__test__": True})

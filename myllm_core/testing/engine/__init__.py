@@ -20,12 +20,13 @@ from myllm_core.testing.engine.declared import DeclaredTests
 from myllm_core.testing.engine.given import EngineCase, model_of
 from myllm_core.testing.engine.sampling import SamplingTests
 from myllm_core.testing.engine.tokens import TokenTests
+from myllm_core.testing.engine.vision import VisionTests
 from myllm_core.testing.engine.worker import WorkerTests
 
 __all__ = ["EngineCase", "EngineContract", "model_of"]
 
 
-class EngineContract(DeclaredTests, AnswerTests, SamplingTests, TokenTests, AbilityTests, WorkerTests):
+class EngineContract(DeclaredTests, AnswerTests, SamplingTests, TokenTests, AbilityTests, VisionTests, WorkerTests):
     """Subclass it and give the fixture ``case``, an ``EngineCase``; pytest does the rest.
 
     Tests that don't apply to the engine are skipped, with the reason. The model is loaded a few times in the test's own

@@ -157,6 +157,13 @@ class Pipe:
         reply.events += self._pipeline.cancel(number)
         return reply
 
+    def cancel_after(self, number: int, steps: int) -> Reply:
+        """Stop a request after so many steps, whether it has said something or not; what came of it."""
+        for _ in range(steps):
+            self._step()
+        self._replies[number].events += self._pipeline.cancel(number)
+        return self._replies[number]
+
     def finish(self) -> list[Reply]:
         """Go on until all have ended."""
         deadline = time.monotonic() + self._patience
