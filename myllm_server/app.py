@@ -78,13 +78,12 @@ def create_app(
     """
     check_origins(settings)
     app: FastAPI = FastAPIOffline(
-        docs_url=None,  # ours has a content security policy
+        docs_url=None,  # ours asks for the key; only Swagger's files are taken from there
         redoc_url=None,
         title="myllm",
         version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
-        swagger_ui_parameters={"tryItOutEnabled": True, "defaultModelsExpandDepth": -1},
         # FastAPI's own has what clients sent in it; ours (see tracing) doesn't
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )

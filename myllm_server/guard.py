@@ -19,7 +19,7 @@ from myllm_server.errors import HttpError
 from myllm_server.guesses import Guesses
 from myllm_server.headers import Headers
 from myllm_server.keys import ANYBODY, KeyRing
-from myllm_server.pages import chat_page
+from myllm_server.pages import PAGES, page
 from myllm_server.scopes import is_read, scope_for
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -70,7 +70,7 @@ class Guard:
                 return
         problem = self._check_key(scope, headers)
         if problem is _NO_KEY and _wants_page(scope, headers):
-            await chat_page(problem.status)(scope, receive, send)
+            await page(scope["path"], problem.status)(scope, receive, send)
         elif problem:
             await refuse(problem, scope, receive, send)
         else:
@@ -149,8 +149,8 @@ def is_loopback(host: str) -> bool:
 
 
 def _wants_page(scope: Scope, headers: dict[bytes, list[bytes]]) -> bool:
-    """Whether somebody opens the chat page, which asks for the key itself."""
-    return scope["path"] == "/" and is_read(scope["method"]) and b"text/html" in b"".join(headers.get(b"accept", []))
+    """Whether somebody opens a page that asks for the key itself."""
+    return scope["path"] in PAGES and is_read(scope["method"]) and b"text/html" in b"".join(headers.get(b"accept", []))
 
 
 def _is_foreign(headers: dict[bytes, list[bytes]]) -> bool:

@@ -294,6 +294,26 @@ def test_the_docs_page_works_under_its_policy(page: Any, live: LiveServer) -> No
     assert said == []
 
 
+def test_the_docs_page_asks_for_the_key_and_sends_it(page: Any, start: StartServer) -> None:
+    with start(api_key="0pen") as live:
+        assert page.goto(f"http://localhost:{live.port}/docs").status == 401
+        page.wait_for_selector("#door")
+        assert page.inner_text("#refused") == ""
+        page.fill("#secret", "wrong")
+        page.press("#secret", "Enter")
+        page.wait_for_selector('#refused:has-text("wants a key")')
+        page.fill("#secret", "0pen")
+        page.press("#secret", "Enter")
+        page.click('[data-path="/api/ps"]')
+        page.click(".opblock.is-open .execute")
+        page.wait_for_selector(".opblock.is-open .live-responses-table :text('200')")
+        assert "0pen" not in page.url
+        said = Console(page)
+        page.goto(f"http://localhost:{live.port}/")  # the tab has the key
+        page.wait_for_selector("#models option", state="attached")
+        assert not page.is_visible("#door") and all("401" in line for line in said)
+
+
 def test_the_page_stands_on_its_own() -> None:
     html = (Path(__file__).parents[2] / "myllm_server/pages/chat.html").read_text(encoding="utf-8")
     assert not re.search(r"(src|href)=\"(?!data:,)|innerHTML|\beval\b|\sstyle=|\son\w+=\"|https?://", html)

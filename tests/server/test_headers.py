@@ -58,6 +58,9 @@ def test_the_chat_page_is_allowed_by_hash_and_nothing_else(start: StartServer) -
         assert locked.headers["www-authenticate"] == "Bearer"
         policy = opened.headers["content-security-policy"]
         assert "unsafe" not in policy and "*" not in policy and "http" not in policy
+        docs = live.get("/docs", headers=html)
+        assert docs.status == 401 and live.get("/docs").code == "unauthorized"
+        assert "strict-dynamic" in docs.headers["content-security-policy"] and b"openapi.json" in docs.body
         for tag in (b"script", b"style"):
             (text,) = re.findall(rb"<%s>(.*?)</%s>" % (tag, tag), opened.body, re.DOTALL)
             digest = base64.b64encode(hashlib.sha256(text).digest()).decode()
