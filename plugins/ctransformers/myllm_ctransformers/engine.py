@@ -11,7 +11,8 @@ from myllm_core import LoadOption, MemoryEstimate, Model, ModelFacts, Support
 from myllm_core.assembled import WRITES, AssembledEngine, Parts
 from myllm_core.engine import LoadProgress
 from myllm_core.errors import EngineMissing, InvalidOption, MyllmError
-from myllm_ctransformers.header import Header, read_header
+from myllm_ctransformers.header import read_header
+from myllm_ctransformers.kinds import Header
 
 if TYPE_CHECKING:
     from myllm_ctransformers.native import NativeModel
@@ -33,7 +34,7 @@ class CTransformersEngine(AssembledEngine):
         LoadOption("n_ctx", 0, "tokens that a sequence may have; 0: as the file says, at most 4096"),
         LoadOption("n_threads", 0, "processor threads; 0: one for each core, at most 8"),
         LoadOption("use_mmap", True, "map the file into memory instead of reading it (GGUF and LLaMA only)"),
-        LoadOption("model_type", "", "kind of the file, where its name doesn't tell: starcoder, dolly-v2"),
+        LoadOption("model_type", "", "kind of the file, where neither words nor name tell: starcoder, dolly-v2"),
     )
 
     @classmethod

@@ -1,8 +1,8 @@
 """What a model file is, read and checked here before native code sees it.
 
-Formats: the loaders in ctransformers 0.2.27 (``models/llms/*.cc``, ``models/ggml/llama-ggml.cpp``) and the GGUF
-specification. The old loaders trust what they read: counts and lengths are checked here against the file's size,
-tensors against their types, and each file must end where its last tensor does.
+Formats: the loaders in ctransformers 0.2.27 (``models/llms/*.cc``, ``models/ggml/llama-ggml.cpp``). They trust what
+they read: counts and lengths are checked here against the file's size, tensors against their types, and each file must
+end where its last tensor does. What the library is known to fail or to end the process at is refused.
 """
 
 from __future__ import annotations
@@ -17,37 +17,14 @@ from typing import Any, BinaryIO, NoReturn
 from myllm_core.errors import IntegrityError
 from myllm_core.models.disk import open_regular, storage_errors
 from myllm_core.models.ggml_types import TENSOR_TYPES
-from myllm_core.models.gguf import MAGIC, read_gguf
-from myllm_core.models.gguf_bytes import ByteReader
+from myllm_core.models.gguf import MAGIC
+from myllm_ctransformers.early_gguf import read_early_gguf
+from myllm_ctransformers.kinds import MAX_WORD, OLD_TYPES, Header
 
 _GGML, _GGMF, _GGJT = b"lmgg", b"fmgg", b"tjgg"
-_OLD_TYPES = frozenset({0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14})
-"""Tensor types that the library of September 2023 knows, by number."""
 _FILE_TYPES = frozenset({0, 1, 2, 3, 7, 8, 9, *range(10, 19)})
 """``ftype`` without the version of its quantization."""
 _LIMITS = {"n_vocab": 2**20, "n_ctx": 2**20, "n_embd": 2**16, "n_head": 2**12, "n_layer": 2**10}
-_MAX_WORD = 4096
-_CONTROL = 3
-_ARCHITECTURES = frozenset({"llama", "falcon"})
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """A checked file. ``kind`` is the library's name for it; ``control`` are texts of control tokens by id."""
-
-    kind: str
-    n_vocab: int
-    n_ctx: int
-    n_embd: int
-    n_layer: int
-    control: dict[str, int]
-    adds_bos: bool = False
-    chat_template: str | None = None
-
-    @property
-    def is_llama(self) -> bool:
-        """Whether it has a SentencePiece vocabulary, with a space before the first word."""
-        return self.kind in ("llama", "gguf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +44,7 @@ _GPT = ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")
 _LLAMA = ("n_vocab", "n_embd", "n_mult", "n_head", "n_layer", "n_rot", "ftype")
 _LLAMA_NAMES = r"(tok_embeddings|norm|output|layers\.\d+\.[\w.]+)\.weight"
 _NEOX_NAMES = r"(gpt_neox\.[\w.]+|embed_out\.weight)"
+_UNVERSIONED = "the first LLaMA"
 _LAYOUTS: dict[bytes, tuple[_Layout, ...]] = {
     _GGML: (
         _Layout("gpt2", (*_GPT, "ftype"), True, False, r"model/[\w/]+"),
@@ -79,13 +57,23 @@ _LAYOUTS: dict[bytes, tuple[_Layout, ...]] = {
             False,
             r"transformer\.(wte|norm_f|blocks\.\d)[\w.]*",
         ),
-        _Layout("llama", _LLAMA, False, False, _LLAMA_NAMES),
+        _Layout(_UNVERSIONED, _LLAMA, False, False, _LLAMA_NAMES),
     ),
     _GGMF: (_Layout("llama", ("version", *_LLAMA), False, True, _LLAMA_NAMES),),
     _GGJT: (_Layout("llama", ("version", *_LLAMA), False, True, _LLAMA_NAMES, aligned=True),),
 }
 _RELATIVES = {"gpt2": (("star", "starcoder"), ("santa", "starcoder")), "gptneox": (("dolly", "dolly-v2"),)}
-"""Kinds with the same files as another one, by a part of the model's name."""
+"""Kinds with the same files and the same sums as another one, by a part of the model's name."""
+_WORDS_OF = {
+    "starcoder": (
+        b"<|system|>", b"<|user|>", b"<|assistant|>", b"<|end|>", b"<fim-prefix>", b"<fim-middle>", b"<fim-suffix>",
+        b"<fim-pad>", b"<|end_of_turn|>",
+    ),
+    "dolly-v2": (b"### End", b"### Instruction:", b"### Response:"),
+}  # fmt: skip
+"""Words of these kinds that the library makes one token of wherever a text has them."""
+_TOLD_BY = {"starcoder": frozenset({b"<fim_prefix>", b"<fim-prefix>"}), "dolly-v2": frozenset({b"### End"})}
+"""Words that only these kinds have."""
 
 
 def read_header(path: Path, name: str = "", kind: str = "") -> Header:
@@ -96,7 +84,7 @@ def read_header(path: Path, name: str = "", kind: str = "") -> Header:
     with storage_errors(f"read {path}"), open_regular(path) as file:
         magic = file.read(4)
         if magic == MAGIC:
-            return _read_early_gguf(path)
+            return read_early_gguf(path)
         problems = []
         for layout in _LAYOUTS.get(magic, ()):
             file.seek(4)
@@ -147,16 +135,57 @@ def _read_ggml(reader: _Reader, layout: _Layout, name: str, kind: str) -> Header
         reader.fail("its vocabulary has another size than it says")
     words = _read_words(reader, numbers["n_vocab"], layout.scored)
     _check_tensors(reader, _read_tensors(reader, layout), numbers)
-    if layout.kind == "llama":
-        control = {"<s>": 1, "</s>": 2}
+    if layout.kind in ("llama", _UNVERSIONED):
+        _check_llama(reader, layout, numbers)
+        control, found = {"<s>": 1, "</s>": 2}, "llama"
     else:
-        control = {word.decode(): at for at, word in enumerate(words) if re.fullmatch(rb"<\|[\w ]{2,30}\|>", word)}
-    relatives = dict(_RELATIVES.get(layout.kind, ()))
-    found = kind or next((relative for part, relative in relatives.items() if part in name), layout.kind)
-    if found not in (layout.kind, *relatives.values()):
-        raise IntegrityError(f"{reader.name} is a file of {layout.kind}, not of {kind}; leave out model_type")
+        if layout.kind == "mpt":
+            _check_mpt(reader, words, numbers)
+        found = _relative(layout, frozenset(words), name)
+        wanted = _WORDS_OF.get(kind or found, ())
+        control = {word.decode(): at for at, word in enumerate(words) if word in wanted or _CONTROL_WORD.match(word)}
+    if kind and kind not in (layout.kind, *(relative for _, relative in _RELATIVES.get(layout.kind, ()))):
+        raise IntegrityError(f"{reader.name} is a file of {layout.kind}, not of {kind[:60]}; leave out model_type")
     sizes = numbers["n_vocab"], numbers.get("n_ctx", 2048), numbers["n_embd"], numbers["n_layer"]
-    return Header(found, *sizes, control, adds_bos=layout.kind == "llama")
+    return Header(kind or found, *sizes, control, adds_bos=layout.kind == "llama")
+
+
+_CONTROL_WORD = re.compile(rb"<\|[\w ]{2,30}\|>\Z")
+
+
+def _relative(layout: _Layout, words: frozenset[bytes], name: str) -> str:
+    """The kind, by words that only one has, else by the name, among those whose files are alike."""
+    relatives = _RELATIVES.get(layout.kind, ())
+    for _, relative in relatives:
+        if _TOLD_BY[relative] & words:
+            return relative
+    return next((relative for part, relative in relatives if part in name), layout.kind)
+
+
+def _check_llama(reader: _Reader, layout: _Layout, numbers: dict[str, Any]) -> None:
+    if layout.kind == _UNVERSIONED:
+        raise IntegrityError(
+            f"{reader.name} is a LLaMA file without version, of March 2023, whose vocabulary ctransformers can't read; "
+            "get the model as a GGUF file"
+        )
+    version = numbers["version"] if layout.aligned else 1
+    type_ = numbers["ftype"] % 1000
+    if (version < 2 and type_ not in (0, 1)) or (version < 3 and type_ in (2, 3, 7)):
+        raise IntegrityError(
+            f"{reader.name} is a LLaMA file of version {version} with weights as they were packed before June 2023, "
+            "which ctransformers can't read; get the model as a GGUF file"
+        )
+    if numbers["n_mult"] < 1 or numbers["n_rot"] != numbers["n_embd"] // numbers["n_head"]:
+        reader.fail("its sizes don't fit together")
+
+
+def _check_mpt(reader: _Reader, words: list[bytes], numbers: dict[str, Any]) -> None:
+    if not 0 < numbers["alibi"] < 1000:
+        raise IntegrityError(f"{reader.name} is an MPT without ALiBi, which ctransformers computes wrongly")
+    try:
+        b"\n".join(words).decode()
+    except UnicodeDecodeError:
+        reader.fail("a word of its vocabulary isn't UTF-8")  # where the library would end the process
 
 
 def _check_numbers(reader: _Reader, numbers: dict[str, Any]) -> None:
@@ -165,6 +194,9 @@ def _check_numbers(reader: _Reader, numbers: dict[str, Any]) -> None:
             reader.fail(f"{name} is {numbers[name]}")
     if numbers["n_embd"] % numbers["n_head"] or numbers["ftype"] % 1000 not in _FILE_TYPES:
         reader.fail("its sizes don't fit together")
+    turned = numbers.get("n_rot", 2)
+    if turned % 2 or not 0 < turned <= numbers["n_embd"] // numbers["n_head"]:
+        reader.fail(f"n_rot is {turned}")
     if numbers.get("version", 1) not in (1, 2, 3):
         reader.fail(f"its version {numbers['version']} isn't known")
 
@@ -173,7 +205,7 @@ def _read_words(reader: _Reader, count: int, scored: bool) -> list[bytes]:
     words = []
     for _ in range(count):
         length = reader.number("I")
-        if length > _MAX_WORD:
+        if length > MAX_WORD:
             reader.fail(f"a word of its vocabulary has {length} bytes")
         words.append(reader.take(length))
         if scored:
@@ -200,7 +232,7 @@ def _read_tensors(reader: _Reader, layout: _Layout) -> dict[str, tuple[int, ...]
     shapes: dict[str, tuple[int, ...]] = {}
     while reader.at < reader.size:
         dimensions, length, number = reader.number(), reader.number(), reader.number()
-        if dimensions not in (1, 2) or not 0 < length < 256 or number not in _OLD_TYPES:
+        if dimensions not in (1, 2) or not 0 < length < 256 or number not in OLD_TYPES:
             reader.fail("a tensor is of a kind that isn't known")
         shape = tuple(reader.number() for _ in range(dimensions))
         name = reader.take(length).decode("latin-1")
@@ -216,78 +248,3 @@ def _read_tensors(reader: _Reader, layout: _Layout) -> dict[str, tuple[int, ...]
             reader.fail(f"tensor {name} is there twice")
         shapes[name] = shape
     return shapes
-
-
-def _read_early_gguf(path: Path) -> Header:
-    checked = read_gguf(path)
-    unknown = {tensor.type for tensor in checked.tensors} - {TENSOR_TYPES[number].name for number in _OLD_TYPES}
-    kind = checked.architecture
-    if checked.version > 2 or unknown or kind not in _ARCHITECTURES:
-        raise IntegrityError(
-            f"{path.name} is a GGUF file that this library of 2023 doesn't know (version {checked.version}, "
-            f"{kind}, {', '.join(sorted(unknown)) or 'types it has'}); use the engine llamacpp"
-        )
-    data = checked.metadata
-    vocabulary = _read_vocabulary(path)
-    sizes = (
-        len(vocabulary),
-        checked.context_length,
-        _size(data, f"{kind}.embedding_length"),
-        _size(data, f"{kind}.block_count"),
-    )
-    heads = _size(data, f"{kind}.attention.head_count")
-    if not all(sizes) or not heads or sizes[2] % heads:
-        raise IntegrityError(f"{path.name} doesn't say its sizes (context, embedding, blocks, heads); pull it again")
-    control = {text: at for at, (text, type) in enumerate(vocabulary) if type == _CONTROL and text}
-    adds_bos = bool(data.get("tokenizer.ggml.add_bos_token", kind == "llama"))
-    return Header("gguf", *sizes, control, adds_bos, checked.chat_template)
-
-
-def _size(data: dict[str, Any], key: str) -> int:
-    value = data.get(key)
-    return value if type(value) is int and value > 0 else 0
-
-
-_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
-_STRING, _ARRAY = 8, 9
-
-
-def _read_vocabulary(path: Path) -> list[tuple[str, int]]:
-    """Text and type of each token of a GGUF file that ``read_gguf`` has checked."""
-    texts: list[str] = []
-    types: list[int] = []
-    with storage_errors(f"read {path}"), open_regular(path) as file:
-        reader = ByteReader(file, path.name)
-        reader.skip(16)
-        for _ in range(reader.number(_U64)):
-            key, kind = reader.text(), reader.number(_U32)
-            if kind == _ARRAY and key == "tokenizer.ggml.tokens":
-                item, count = reader.number(_U32), reader.number(_U64)
-                if item != _STRING:
-                    reader.fail("its vocabulary has no texts")
-                texts = [reader.text() for _ in range(count)]
-            elif kind == _ARRAY and key == "tokenizer.ggml.token_type":
-                item, count = reader.number(_U32), reader.number(_U64)
-                if item not in (4, 5):
-                    reader.fail("its vocabulary has no types")
-                types = list(struct.unpack(f"<{count}i", reader.take(4 * count)))
-            else:
-                _skip_value(reader, kind)
-    if types and len(types) != len(texts):
-        raise IntegrityError(f"{path.name} has {len(texts)} tokens and {len(types)} types of them; pull it again")
-    return list(zip(texts, types or [1] * len(texts), strict=True))
-
-
-def _skip_value(reader: ByteReader, kind: int) -> None:
-    if kind == _STRING:
-        reader.skip_texts(1)
-    elif kind == _ARRAY:
-        item, count = reader.number(_U32), reader.number(_U64)
-        if item in _SIZES:
-            reader.skip(count * _SIZES[item])
-            return
-        for _ in range(count):
-            _skip_value(reader, item)
-    else:
-        reader.skip(_SIZES[kind])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from myllm_core.errors import EngineError, UnsupportedError
-from myllm_ctransformers.header import Header
+from myllm_ctransformers.kinds import Header
 
 if TYPE_CHECKING:
     from myllm_core.sampler import Floats
@@ -27,7 +28,7 @@ class NativeModel:
         """Load the file. Raises ``EngineError``."""
         from ctransformers.llm import ConfigStruct, load_library
 
-        self._lib: Any = load_library()
+        self._lib: Any = load_library(_build())
         self._header = header
         self._threads = n_threads
         self._batch = _LARGE_BATCH if header.is_llama else _SMALL_BATCH
@@ -155,6 +156,24 @@ class NativeModel:
         if self._llm is not None:
             self._lib.ctransformers_llm_delete(self._llm)
             self._llm = None
+
+
+@cache
+def _build() -> str | None:
+    """Which of the library's builds suits this processor; None where the library has to find out.
+
+    It starts other programs for that, which takes seconds on a busy machine, or fails: then it takes the slowest.
+    """
+    import ctransformers
+
+    cpuinfo = Path("/proc/cpuinfo")
+    if (Path(ctransformers.__file__).parent / "lib/local").is_dir() or not cpuinfo.is_file():
+        return None
+    found = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.M)
+    flags = frozenset(found[1].split()) if found else frozenset()
+    if not flags:
+        return None
+    return "avx2" if "avx2" in flags else "avx" if flags >= {"avx", "f16c"} else "basic"
 
 
 def _parts(text: str) -> Iterator[str]:
