@@ -25,7 +25,7 @@ def environment(wheels: dict[str, Wheel], tmp_path_factory: pytest.TempPathFacto
     What large plugins need is left out, and llama-cpp-python, which may have to be compiled: they must bear that.
     """
     folder = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True, timeout=280)
     (folder / "home").mkdir()
     environment = Environment(folder / "venv", folder / "home")
     bare = [wheel for name, wheel in wheels.items() if name == "myllm_llamacpp" or development(wheel.project)]

@@ -24,7 +24,7 @@ def install(project: Path) -> Path:
         if not (folder / "node_modules").exists():
             (folder / "package.json").write_bytes(wanted)
             command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"]
-            made = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
+            made = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280, check=False)
             if made.returncode:
                 pytest.skip(f"npm can't install the clients: {made.stderr.strip()[-200:]}")
     return folder

@@ -50,7 +50,7 @@ class Wheel:
 def build(project: Path, into: Path) -> Wheel:
     """Build a source distribution, and the wheel from that: what an index would get."""
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(into), str(project)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     name = tomllib.loads((project / "pyproject.toml").read_text())["project"]["name"].replace("-", "_")
     (wheel,) = into.glob(f"{name}-*.whl")
@@ -73,7 +73,7 @@ class Environment:
 
     def _pip(self, command: str, *arguments: str) -> None:
         pip = [sys.executable, "-m", "pip", "--python", str(self.folder), command, "--quiet", *arguments]
-        done = subprocess.run(pip, capture_output=True, text=True, timeout=110)
+        done = subprocess.run(pip, capture_output=True, text=True, timeout=280)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def environ(self) -> dict[str, str]:
@@ -84,7 +84,7 @@ class Environment:
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         program = str(self.folder / "bin" / command[0])
         done = subprocess.run(
-            [program, *command[1:]], env=self.environ(), cwd=self.home, capture_output=True, text=True, timeout=60,
+            [program, *command[1:]], env=self.environ(), cwd=self.home, capture_output=True, text=True, timeout=120,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert done.returncode == 0 or not check, f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
