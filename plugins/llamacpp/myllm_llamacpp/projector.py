@@ -110,7 +110,10 @@ class Projector:
         """See that the model has the tokens that this projector puts around images."""
         from PIL import Image
 
-        pieces = self.pieces(Image.new("RGB", (_BLANK, _BLANK))).pieces
+        try:
+            pieces = self.pieces(Image.new("RGB", (_BLANK, _BLANK))).pieces
+        except InvalidRequest as error:
+            raise EngineError(f"{self.name} can't be used: {error.message}") from None
         if not all(0 <= token < self._vocab_size for piece in pieces for token in piece.tokens):
             raise EngineError(f"{self.name} marks images with tokens that the model hasn't; take the model's own")
 
