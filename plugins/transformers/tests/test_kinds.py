@@ -36,10 +36,10 @@ def test_it_writes_what_a_plain_pass_does(load: Any, tiny: Callable[..., Path], 
     name, values, backend = KINDS[kind]
     folder = tiny(getattr(transformers, name)(**values))
     driver = load(folder, n_ctx=64, max_sequences=3, n_batch=5)
-    assert type(driver.engine._decoding._backend).__name__ == backend
+    assert type(driver.engine._parts.decoding._backend).__name__ == backend
     prompts = [[(7 * place + 3 * number) % 250 for place in range(11 + 4 * number)] for number in range(3)]
     replies = driver.run(*prompts, tokens=12)
-    module = driver.engine._model.module
+    module = driver.engine._parts.decoding._backend._model.module
     for prompt, reply in zip(prompts, replies, strict=True):
         written = list(prompt)
         for out in reply.outs:

@@ -35,7 +35,7 @@ def test_facts(shared):
 
 
 def test_it_runs_many_sequences_in_one_pass(shared):
-    assert type(shared._decoding._backend).__name__ == "Together"
+    assert type(shared._parts.decoding._backend).__name__ == "Together"
 
 
 def test_four_at_once_write_what_each_writes_alone(driver):
