@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.server
 import re
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from myllm_core.testing.pictures import png
 from support.server import LiveServer, StartServer, eventually
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -257,6 +259,39 @@ def test_the_chat_page(page: Any, start: StartServer) -> None:
         page.click("#sessions li:nth-child(1) .drop")
         page.wait_for_selector("#sessions li:nth-child(2)", state="detached")
         assert [one["model"] for one in live.get("/api/sessions").json["sessions"]] == ["slow:latest"]
+        assert said == []
+
+
+_PASTE = """
+async (base64) => {
+  const bytes = Uint8Array.from(atob(base64), (one) => one.charCodeAt(0));
+  const clipboardData = new DataTransfer();
+  clipboardData.items.add(new File([bytes], "pasted.png", {type: "image/png"}));
+  document.getElementById("text").dispatchEvent(new ClipboardEvent("paste", {clipboardData, cancelable: true}));
+}
+"""
+
+
+def test_the_chat_page_sends_images_and_shows_them(page: Any, start: StartServer) -> None:
+    said = Console(page)
+    red, blue = png(48, 32, (200, 30, 60)), png(20, 30, (0, 0, 255))
+    with start() as live:
+        page.goto(f"http://localhost:{live.port}/")
+        page.set_input_files("#files", [{"name": "red.png", "mimeType": "image/png", "buffer": red}] * 2)
+        page.evaluate(_PASTE, base64.b64encode(blue).decode())
+        page.wait_for_selector("#waiting button:nth-child(3) img")
+        page.click("#waiting button:first-child")
+        page.fill("#text", "what are these?")
+        page.press("#text", "Enter")
+        page.get_by_text("[48x32 #c81e3c][20x30 #0000ff]what are these?").wait_for()
+        shown = "[...document.querySelectorAll('#log img')].map((image) => image.complete && image.naturalWidth)"
+        eventually(lambda: page.evaluate(shown) == [48, 20], 60)
+        assert page.locator("#waiting img").count() == 0
+        page.locator("#sessions .title").wait_for()
+        page.click("#new")
+        assert page.locator("#log img").count() == 0
+        page.click("#sessions .title")
+        eventually(lambda: page.evaluate(shown) == [48, 20], 60)
         assert said == []
 
 
