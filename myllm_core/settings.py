@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     cors_origins: list[str] = Field(default_factory=list, description="web origins that may call the server")
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="largest request body")
     max_messages: int = Field(10_000, ge=1, description="most messages of a request")
-    max_images: int = Field(32, ge=0, description="most images of a request")
+    max_images: int = Field(100, ge=0, description="most images of a request")
     max_image_bytes: int = Field(20 * 2**20, ge=1024, description="largest image file")
     max_image_pixels: int = Field(
         MAX_PIXELS, ge=1, le=MOST_PIXELS, description="most pixels of an image, which are decoded in memory"

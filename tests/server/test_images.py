@@ -147,7 +147,7 @@ def test_what_is_no_picture_is_refused(live: LiveServer, ask: Ask) -> None:
     bomb = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     assert "isn't a PNG, JPEG, GIF or WebP file" in refusal(ask(live, b"<svg/>", "x"))
     assert "60000 x 60000 pixels are too many" in refusal(ask(live, bomb, "x"))
-    assert "33 are too many; send at most 32 (setting max_images)" in refusal(ask(live, *[RED] * 33, "x"))
+    assert "101 are too many; send at most 100 (setting max_images)" in refusal(ask(live, *[RED] * 101, "x"))
     assert "can't be read" in refusal(ask(live, RED[:60], "x"))
     assert said(ask(live, "still here"))[0] == "still here"
 
