@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch  # noqa: TID253 - this module is imported when a model is loaded
@@ -21,12 +21,10 @@ from myllm_core.types import Image
 from myllm_transformers.model import LoadedModel, library_errors
 from myllm_transformers.processor import load_processor, place_of_image
 
-T = TypeVar("T")
-
 _KINDS = ("mm_token_type_ids", "token_type_ids")
 """How processors and models name what says which tokens are of images."""
 _MOST_TOKENS = 256
-_MOST_PICTURES = 4
+_MOST_BYTES = 2**28
 _TRIAL = (96, 64)
 
 
@@ -54,6 +52,19 @@ class Picture:
         """The tokens from the first row to the last."""
         places = [place for place, token in enumerate(self.tokens) if token < 0]
         return self.tokens[places[0] : places[-1] + 1]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that the inputs take."""
+        return sum(value.nbytes for value in self.inputs.values())
+
+    def on(self, model: LoadedModel) -> Picture:
+        """The same where the model is, in its type."""
+        moved = {
+            name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+            for name, value in self.inputs.items()
+        }
+        return replace(self, inputs=moved)
 
     def kinds_of(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """Which of ``ids`` are rows, by the name that the model has for it."""
@@ -87,22 +98,30 @@ class Vision:
         """As ``TokenEngine.image_tokens``. Raises ``InvalidRequest`` and ``EngineError``."""
         key = hashlib.sha256(image.data).digest()
         if key not in self._tokens:
-            self._tokens[key] = self.picture(image).tokens
-        return _latest(self._tokens, key, _MOST_TOKENS)
+            self._tokens[key] = self._picture(image, key).tokens
+        self._tokens.move_to_end(key)
+        while len(self._tokens) > _MOST_TOKENS:
+            self._tokens.popitem(last=False)
+        return self._tokens[key]
 
     def picture(self, image: Image) -> Picture:
-        """An image as the model takes it. Raises ``InvalidRequest`` and ``EngineError``."""
-        key = hashlib.sha256(image.data).digest()
+        """An image as the model takes it, and where it is. Raises ``InvalidRequest`` and ``EngineError``."""
+        return self._picture(image, hashlib.sha256(image.data).digest()).on(self._model)
+
+    def _picture(self, image: Image, key: bytes) -> Picture:
         if key not in self._pictures:
             self._pictures[key] = self._process(decode_rgb(image), key)
-        return _latest(self._pictures, key, _MOST_PICTURES)
+        self._pictures.move_to_end(key)
+        while len(self._pictures) > 1 and sum(kept.bytes for kept in self._pictures.values()) > _MOST_BYTES:
+            self._pictures.popitem(last=False)
+        return self._pictures[key]
 
     def trial(self) -> Picture:
         """A small picture of noise, to try the model with."""
         from PIL import Image as pillow
 
         noise = np.random.default_rng(7).integers(0, 256, (*reversed(_TRIAL), 3), np.uint8)
-        return self._process(pillow.fromarray(noise), b"trial")
+        return self._process(pillow.fromarray(noise), b"trial").on(self._model)
 
     def _process(self, pixels: Any, key: bytes) -> Picture:
         with library_errors("prepare the image"):
@@ -116,7 +135,7 @@ class Vision:
             ids = found["input_ids"][0].tolist()
             tokens = _with_rows(ids, self._token, key)
             inputs = {
-                name: value.to(self._model.device, self._model.dtype if value.is_floating_point() else None)
+                name: value
                 for name, value in found.items()
                 if name in self._names - {"input_ids", "attention_mask", *_KINDS} and isinstance(value, torch.Tensor)
             }
@@ -132,11 +151,3 @@ def _with_rows(ids: list[int], image: int, key: bytes) -> list[int]:
     drawn = np.frombuffer(hashlib.shake_128(key).digest(4 * rows), "<u4") & 0x7FFFFFFF
     numbers = iter((-1 - drawn.astype(np.int64)).tolist())
     return [next(numbers) if token == image else token for token in ids]
-
-
-def _latest(kept: OrderedDict[bytes, T], key: bytes, most: int) -> T:
-    """The value of ``key``, which is the last to go now; of ``most`` values the oldest goes."""
-    kept.move_to_end(key)
-    while len(kept) > most:
-        kept.popitem(last=False)
-    return kept[key]

@@ -293,8 +293,10 @@ def test_four_at_once_write_what_each_writes_alone(load: Any, folders: Any, kind
     several: list[list[Part]] = [TWO, ["no picture here, only a text"], ["a", B, "b"], [B, "first, then ", A]]
     numbers = [start(driver, parts) for parts in several]
     together = driver.finish(*numbers)
+    fresh = load(folders(kind), n_ctx=512)
     for parts, among in zip(several, together, strict=True):
-        alone = reply(load(folders(kind), n_ctx=512), parts)
+        alone = reply(fresh, parts)
+        assert alone.cached == 0
         assert among.tokens == alone.tokens
         assert [out.logprob for out in among.outs] == pytest.approx([out.logprob for out in alone.outs], abs=2e-3)
 
