@@ -59,10 +59,11 @@ def test_the_model_s_own_files_say_how_vectors_are_pooled(load, minilm: Path, tm
     engine = load(folder).engine
     texts = ["a cat", "a much longer text about a dog"]
     vectors = torch.tensor(engine.embed(texts).vectors)
+    module = engine._parts.embedder._encode.__self__._model.module
     for text, vector in zip(texts, vectors, strict=True):
-        ids = torch.tensor([engine._tokenizer.tokenize_whole(text)])
+        ids = torch.tensor([engine._parts.tokenizer.tokenize_whole(text)])
         with torch.no_grad():
-            [states] = engine._model.module(input_ids=ids).last_hidden_state
+            [states] = module(input_ids=ids).last_hidden_state
         expected = {
             "cls_token": states[0],
             "max_tokens": states.amax(0),
