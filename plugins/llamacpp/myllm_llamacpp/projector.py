@@ -6,9 +6,12 @@ Import this module only inside functions: it brings llama.cpp in.
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 _BLANK = 64  # pixels
+_TRIAL_SECONDS = 300
 
 _NEED_THE_PROMPT = frozenset({"hunyuanvl", "deepseek4v"})
 """Projectors whose rows depend on what stands before the image."""
@@ -74,6 +78,8 @@ class Projector:
         self._callback = self._lib.api.ggml_backend_sched_eval_callback(lambda *given: self.watch(*given))
         mtmd_cpp.mtmd_helper_log_set(self._lib.log.callback, None)
         self._check_kind(header)
+        about = path.stat()
+        _try_elsewhere(path, (about.st_size, about.st_mtime_ns))
         self.handle: Any = self._load(path, model, settings, threads)
         self.non_causal = bool(mtmd_cpp.mtmd_decode_use_non_causal(self.handle, None))
         self.spatial = bool(mtmd_cpp.mtmd_decode_use_mrope(self.handle))
@@ -182,8 +188,42 @@ class Projector:
             self.handle = None
 
 
+@cache
+def _try_elsewhere(path: Path, _about: tuple[int, int]) -> None:
+    """Load a file in another process first: llama.cpp ends the process when its tensors don't fit each other.
+
+    Raises ``EngineError`` when it does, not for what llama.cpp refuses.
+    """
+    try:
+        command = [sys.executable, "-m", "myllm_llamacpp.projector", str(path)]
+        died = subprocess.run(command, capture_output=True, timeout=_TRIAL_SECONDS).returncode != 0
+    except subprocess.TimeoutExpired:
+        died = True
+    except OSError as error:
+        raise EngineError(f"the projector {path.name} can't be tried out ({error}); load with mmproj=off") from None
+    if died:
+        raise EngineError(
+            f"the projector {path.name} makes llama.cpp crash: it is damaged, or no projector; get another"
+        )
+
+
+def _main(path: str) -> None:
+    from llama_cpp import mtmd_cpp
+
+    lib = library()
+    mtmd_cpp.mtmd_helper_log_set(lib.log.callback, None)
+    params = mtmd_cpp.mtmd_context_params_default()
+    params.use_gpu, params.n_threads = False, 1
+    with lib.log.capture():
+        mtmd_cpp.mtmd_init_from_file(path.encode("utf-8", "surrogateescape"), None, params)
+
+
 def projector_type(header: GGUF) -> str:
     """What kind of projector a file holds, such as ``mlp`` or ``gemma3``; empty when it doesn't say."""
     metadata = header.metadata
     kind = metadata.get("clip.projector_type") or metadata.get("clip.vision.projector_type") or ""
     return str(kind)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

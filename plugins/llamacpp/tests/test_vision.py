@@ -381,6 +381,18 @@ def test_a_damaged_projector_is_refused(tiny, projectors, tmp_path):
         load_beside(beside(tiny["llama"], cut))
 
 
+def test_a_projector_whose_tensors_dont_fit_each_other_ends_no_process(tiny, tmp_path, caplog):
+    path = llava(tmp_path / "odd.gguf")
+    data = path.read_bytes()
+    at = data.index(b"clip.vision.attention.head_count") + len(b"clip.vision.attention.head_count") + 4
+    path.write_bytes(data[:at] + (27).to_bytes(4, "little") + data[at + 4 :])
+    with pytest.raises(EngineError, match="odd.gguf makes llama.cpp crash"):
+        load_beside(beside(tiny["llama"]), mmproj=str(path))
+    engine = load_beside(beside(tiny["llama"], path))
+    assert "vision" not in engine.facts.capabilities
+    engine.close()
+
+
 def test_the_encoder_stops_where_it_is_asked_to():
     encoder, done = Encoder(), []
 
