@@ -174,6 +174,6 @@ def _on_white(image: PIL.Image.Image) -> PIL.Image.Image:
     from PIL import Image as pillow
 
     clear = image.convert("RGBA")
-    white = pillow.new("RGBA", clear.size, "white")
-    white.alpha_composite(clear)
-    return white.convert("RGB")
+    white = pillow.new("RGB", clear.size, "white")
+    white.paste(clear, mask=clear.getchannel("A"))
+    return white
