@@ -185,7 +185,8 @@ def _decoding(
             decoding = Decoding(backend, context, sequences, batch if pieces else context, sight)
             return decoding, backend.vocab_size, vision
         except MyllmError as error:
-            why = f"images can't be read with this model: {error}"
+            lack = _lack(files)
+            why = "images can't be read with this model: " + (f"it needs {lack}" if lack else str(error))
             log.warning(why)
     backend, pieces = choose_backend(model, sequences, context)
     return Decoding(backend, context, sequences, batch if pieces else context), backend.vocab_size, why
