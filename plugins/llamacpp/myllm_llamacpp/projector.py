@@ -6,6 +6,7 @@ Import this module only inside functions: it brings llama.cpp in.
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
 import weakref
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 _BLANK = 64  # pixels
 _TRIAL_SECONDS = 300
+_SILENT: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
 
 _NEED_THE_PROMPT = frozenset({"hunyuanvl", "deepseek4v"})
 """Projectors whose rows depend on what stands before the image."""
@@ -196,10 +198,8 @@ def _try_elsewhere(path: Path, _about: tuple[int, int]) -> None:
     """
     try:
         command = [sys.executable, "-m", "myllm_llamacpp.projector", str(path)]
-        died = subprocess.run(command, capture_output=True, timeout=_TRIAL_SECONDS).returncode != 0
-    except subprocess.TimeoutExpired:
-        died = True
-    except OSError as error:
+        died = subprocess.run(command, **_SILENT, timeout=_TRIAL_SECONDS).returncode != 0
+    except (OSError, subprocess.TimeoutExpired) as error:
         raise EngineError(f"the projector {path.name} can't be tried out ({error}); load with mmproj=off") from None
     if died:
         raise EngineError(
@@ -216,6 +216,7 @@ def _main(path: str) -> None:
     params.use_gpu, params.n_threads = False, 1
     with lib.log.capture():
         mtmd_cpp.mtmd_init_from_file(path.encode("utf-8", "surrogateescape"), None, params)
+    os._exit(0)  # whatever it would free goes with the process
 
 
 def projector_type(header: GGUF) -> str:
