@@ -13,9 +13,6 @@ from time import perf_counter
 
 from myllm_llamacpp.context import Floats
 
-_OPERATIONS = 8
-"""So many of a graph's operations are computed at a time: asking takes microseconds, a large one up to a second."""
-
 
 class Encoder:
     """Runs one job at a time, with interruptions."""
@@ -29,14 +26,15 @@ class Encoder:
         self._rows: Floats | None = None
         self._error: BaseException | None = None
         self._until = 0.0
-        self._asked = 0
         self._dropped = False
 
     def watch(self, _tensor: object, is_question: bool, _data: object) -> bool:
-        """ggml's callback: asked before an operation whether to stop after it, then told that it is done."""
+        """ggml's callback: asked before an operation whether to stop after it, then told that it is done.
+
+        It stops after each: asking takes microseconds, and a large one up to a second.
+        """
         if is_question:
-            self._asked += 1
-            return self._dropped or self._asked % _OPERATIONS == 0
+            return True
         if not self._dropped and perf_counter() >= self._until:
             self._rests.set()
             self._go.wait()
