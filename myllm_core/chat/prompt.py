@@ -19,8 +19,9 @@ from myllm_core.chat.tools.parser import ToolCallParser
 from myllm_core.chat.tools.rule import tool_rule
 from myllm_core.chat.tools.syntax import SYNTAXES, Syntax, choose_syntax
 from myllm_core.chat.tools.template import Abilities, abilities_of, as_values, functions, with_instructions
+from myllm_core.chat.turns import Turns, check_length, prompt_limit
 from myllm_core.engine import ModelFacts
-from myllm_core.errors import ContextLengthError, InvalidRequest, TemplateError, UnsupportedError
+from myllm_core.errors import InvalidRequest, TemplateError, UnsupportedError
 from myllm_core.types import (
     ChatRequest,
     CompletionRequest,
@@ -32,8 +33,6 @@ from myllm_core.types import (
     Sampling,
     Tools,
 )
-
-_REPLY_ROOM = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +146,7 @@ class Preparer:
         tokens = self._raw_tokens(request)
         if not tokens:
             raise InvalidRequest("the prompt is empty; send some text")
-        self._check(len(tokens))
+        check_length(len(tokens), self._facts.context_size)
         return Prepared(tokens, ContextReport(self._facts.context_size), request.stop, constraint=constraint)
 
     def _raw_tokens(self, request: CompletionRequest) -> list[int]:
@@ -161,16 +160,16 @@ class Preparer:
             raise InvalidRequest("there are no messages; send at least one")
         tools = _callable(request)
         constraint = self._constraint(request, tools)
-        turns = _Turns(request.messages)
+        turns = Turns(request.messages)
         chat, tokens = self._chat_tokens(list(request.messages), request)
         full, size = len(tokens), self._facts.context_size
-        room = min(request.max_tokens or _REPLY_ROOM, size // 4)
+        limit = prompt_limit(size, request.max_tokens)
         dropped: list[int] = []
-        if full > size - room and request.fit == "drop" and turns.droppable:
-            count = self._fewest(turns, size - room, request)
+        if full > limit and request.fit == "drop" and turns.droppable:
+            count = turns.fewest(limit, lambda messages: len(self._chat_tokens(messages, request)[1]))
             dropped = turns.indexes(count)
             chat, tokens = self._chat_tokens(turns.without(count), request)
-        self._check(len(tokens), full)
+        check_length(len(tokens), size, full)
         report = ContextReport(size, tuple(dropped), full - len(tokens) if dropped else 0)
         stop = request.stop + (self._fallback.stop if self._fallback else ())
         inside = self._reasoning and chat.text.rstrip().endswith("<think>")
@@ -186,31 +185,10 @@ class Preparer:
             return self._constraints.make(rule, "tools' JSON schema") if rule else None
         return self._constraints.make(request.grammar) if request.grammar else None
 
-    def _fewest(self, turns: _Turns, limit: int, request: ChatRequest) -> int:
-        """The fewest of the oldest turns to leave out for a prompt of ``limit`` tokens; all if none is enough."""
-        low, high = 1, turns.droppable
-        while low < high:
-            middle = (low + high) // 2
-            _, tokens = self._chat_tokens(turns.without(middle), request)
-            low, high = (low, middle) if len(tokens) <= limit else (middle + 1, high)
-        return low
-
     def _check_bias(self, sampling: Sampling) -> None:
         size = self._facts.vocab_size
         if wrong := next((token for token, _ in sampling.logit_bias if token >= size), None):
             raise InvalidRequest(f"logit_bias: this model has no token {wrong}; its tokens are 0 to {size - 1}")
-
-    def _check(self, prompt: int, full: int | None = None) -> None:
-        size = self._facts.context_size
-        if prompt < size:
-            return
-        more = "" if full in (None, prompt) else f" (with earlier turns left out; {full} with them)"
-        raise ContextLengthError(
-            f"the prompt has {prompt} tokens{more}, the context holds {size} with the reply in it; "
-            "shorten the message, or load the model with a larger context",
-            prompt_tokens=prompt,
-            context_size=size,
-        )
 
     def describe(self, request: Request) -> Prompt:
         """The whole prompt of a request, though it may not fit the context. Raises as ``prepare``."""
@@ -296,26 +274,6 @@ class Preparer:
     def _with_bos(self, tokens: list[int]) -> list[int]:
         bos = self._facts.bos_token
         return tokens if bos is None or tokens[:1] == [bos] else [bos, *tokens]
-
-
-class _Turns:
-    """A conversation as turns: what may be left out, from the oldest on, and what must stay."""
-
-    def __init__(self, messages: tuple[Message, ...]) -> None:
-        self._messages = messages
-        starts = [i for i, message in enumerate(messages) if message.role == "user"]
-        self._starts = starts or [len(messages)]
-        self.droppable = len(starts) - 1 if starts else 0
-
-    def indexes(self, count: int) -> list[int]:
-        """Indexes of the messages in the ``count`` oldest turns; system messages always stay."""
-        span = range(self._starts[0], self._starts[count]) if count else range(0)
-        return [i for i in span if self._messages[i].role != "system"]
-
-    def without(self, count: int) -> list[Message]:
-        """The messages without the ``count`` oldest turns."""
-        out = set(self.indexes(count))
-        return [message for i, message in enumerate(self._messages) if i not in out]
 
 
 def _callable(request: ChatRequest) -> Tools | None:

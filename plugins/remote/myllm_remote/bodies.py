@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from typing import Any
 
 from myllm_core import ChatRequest, CompletionRequest, Message, Sampling
@@ -18,14 +19,20 @@ def chat_body(spec: Spec, request: ChatRequest) -> dict[str, Any]:
     """The body of ``POST /chat/completions``. Raises ``UnsupportedError``."""
     dialect = DIALECTS[spec.dialect]
     body = _common(spec, dialect, request.sampling, request.stop, request.grammar)
-    body["messages"] = [_message(message, dialect) for message in request.messages]
+    body |= conversation(spec, request)
     if request.max_tokens is not None:
         body[dialect.limit] = request.max_tokens
     if request.logprobs is not None:
         body |= {"logprobs": True, "top_logprobs": request.logprobs}
     if request.ignore_eos:
         raise _cannot(spec, "ignore_eos")
-    return body | (_tools(request.tools) if request.tools and request.tools.functions else {})
+    return body
+
+
+def conversation(spec: Spec, request: ChatRequest) -> dict[str, Any]:
+    """The fields that a prompt is made of: messages and tools."""
+    messages = [_message(message, DIALECTS[spec.dialect]) for message in request.messages]
+    return {"messages": messages} | (_tools(request.tools) if request.tools and request.tools.functions else {})
 
 
 def completion_body(spec: Spec, request: CompletionRequest, context_size: int) -> dict[str, Any]:
@@ -80,9 +87,9 @@ def _cannot(spec: Spec, option: str) -> UnsupportedError:
 
 
 def _message(message: Message, dialect: Dialect) -> dict[str, Any]:
-    shape: dict[str, Any] = {"role": message.role, "content": message.content}
+    shape: dict[str, Any] = {"role": message.role, "content": _content(message)}
     if message.tool_calls:
-        shape["content"] = message.content or None
+        shape["content"] = _content(message) or None
         shape["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in message.tool_calls
@@ -92,6 +99,24 @@ def _message(message: Message, dialect: Dialect) -> dict[str, Any]:
     if message.reasoning and dialect.reasoning:
         shape["reasoning_content"] = message.reasoning
     return shape
+
+
+def _content(message: Message) -> str | list[dict[str, Any]]:
+    """A text, or parts of it with images between them, each as a ``data:`` address."""
+    if not message.images:
+        return message.content
+    parts: list[dict[str, Any]] = []
+    at = 0
+    for image in sorted(message.images, key=lambda one: one.at):
+        parts += _text_part(message.content[at : image.at])
+        at = max(at, image.at)
+        address = f"data:{image.media_type};base64,{b64encode(image.data).decode()}"
+        parts.append({"type": "image_url", "image_url": {"url": address}})
+    return parts + _text_part(message.content[at:])
+
+
+def _text_part(text: str) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": text}] if text else []
 
 
 def _tools(tools: Tools) -> dict[str, Any]:

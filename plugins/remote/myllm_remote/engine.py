@@ -6,6 +6,8 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from myllm_core import (
@@ -14,6 +16,7 @@ from myllm_core import (
     Embeddings,
     Engine,
     Event,
+    Finish,
     LoadOption,
     MemoryEstimate,
     Model,
@@ -22,15 +25,16 @@ from myllm_core import (
     Support,
 )
 from myllm_core.engine import LoadProgress
-from myllm_core.errors import EngineError, InvalidOption, MyllmError, UnsupportedError
+from myllm_core.errors import ContextLengthError, EngineError, InvalidOption, MyllmError, UnsupportedError
 from myllm_remote.dialects import STANDARD, honoured
 from myllm_remote.spec import Spec, read_spec
 
 if TYPE_CHECKING:
     from myllm_remote.http import Exchange
+    from myllm_remote.measure import Measure
     from myllm_remote.upstreams import Upstream, Upstreams
 
-_CAPABILITIES = ("chat", "complete", "embed", "grammar", "logprobs", "tools")
+_CAPABILITIES = ("chat", "complete", "embed", "grammar", "logprobs", "tools", "vision")
 _MEMORY = 48 * 2**20
 _UNKNOWN_CONTEXT = 32_768
 _MAX_ERROR = 65_536
@@ -45,7 +49,7 @@ class RemoteEngine(Engine):
     sampling: ClassVar[frozenset[str]] = STANDARD
     load_options = (
         LoadOption("api_key_env", "", "environment variable with the key for all servers of this model"),
-        LoadOption("capabilities", "", "what the model can do, of " + ", ".join(_CAPABILITIES) + "; empty: all"),
+        LoadOption("capabilities", "", "what it can do, of " + ", ".join(_CAPABILITIES) + "; empty: as far as known"),
         LoadOption("context_size", 0, "tokens that the model takes; 0: as the server says"),
         LoadOption("max_concurrency", 64, "requests at the same time to all servers together"),
         LoadOption("connect_timeout", 5.0, "seconds to make a connection"),
@@ -54,13 +58,14 @@ class RemoteEngine(Engine):
     )
 
     def __init__(
-        self, spec: Spec, upstreams: Upstreams, capabilities: frozenset[str], context_size: int, concurrency: int
+        self, spec: Spec, upstreams: Upstreams, capabilities: frozenset[str], measure: Measure, concurrency: int
     ) -> None:
         """Put the parts together; ``load`` makes them."""
         self.max_concurrency = concurrency
         self._spec = spec
         self._upstreams = upstreams
-        self._facts = ModelFacts(context_size, spec.context_size, capabilities=capabilities)
+        self._measure = measure
+        self._capabilities = capabilities
 
     @classmethod
     def probe(cls, model: Model) -> Support:
@@ -87,6 +92,7 @@ class RemoteEngine(Engine):
 
         Raises ``NetworkError`` when none does, ``InvalidOption``, ``ConfigError`` and ``IntegrityError``.
         """
+        from myllm_remote.measure import Measure, sees
         from myllm_remote.upstreams import Upstreams
 
         spec = read_spec(model)
@@ -103,29 +109,46 @@ class RemoteEngine(Engine):
         )
         try:
             upstreams.check()
+            if not capabilities:
+                capabilities = frozenset(_CAPABILITIES) - (set() if sees(spec, upstreams) else {"vision"})
+            measure = Measure(spec, upstreams, options["context_size"])
         except BaseException:
             upstreams.close()
             raise
         progress(1.0)
-        context = options["context_size"] or spec.context_size or _UNKNOWN_CONTEXT
-        return cls(spec, upstreams, capabilities, context, options["max_concurrency"])
+        return cls(spec, upstreams, capabilities, measure, options["max_concurrency"])
 
     @property
     def facts(self) -> ModelFacts:
         """What the server said, and what was set."""
-        return self._facts
+        size = self._measure.size or _UNKNOWN_CONTEXT
+        return ModelFacts(size, self._spec.context_size, capabilities=self._capabilities)
 
     def chat(self, request: ChatRequest) -> Iterator[Event]:
-        """Answer a conversation."""
+        """Answer a conversation; of one that is too long the oldest turns are left out, by ``fit``."""
         from myllm_remote.bodies import chat_body
+        from myllm_remote.fit import Fit
 
-        return self._ask("chat", "chat/completions", request, lambda: chat_body(self._spec, request))
+        self._require("chat")
+        if any(message.images for message in request.messages):
+            self._require("vision")
+        fit = Fit(request, self._measure)
+        fit.count()
+        while True:
+            asked = fit.request
+            try:
+                for event in self._ask("chat", "chat/completions", asked, partial(chat_body, self._spec, asked)):
+                    yield replace(event, context=fit.report(event.usage)) if isinstance(event, Finish) else event
+                return
+            except ContextLengthError as error:
+                if not fit.shorten(error):
+                    raise
 
     def complete(self, request: CompletionRequest) -> Iterator[Event]:
         """Continue a raw prompt."""
         from myllm_remote.bodies import completion_body
 
-        size = self._facts.context_size
+        size = self.facts.context_size
         return self._ask("complete", "completions", request, lambda: completion_body(self._spec, request, size))
 
     def _ask(
@@ -143,8 +166,12 @@ class RemoteEngine(Engine):
             yield from reply.events(exchange)
 
     def _require(self, capability: str) -> None:
-        if capability not in self._facts.capabilities:
-            raise UnsupportedError(f"{self._spec.model} can't {capability}, by its load option capabilities")
+        if capability not in self._capabilities:
+            what = "reads no images" if capability == "vision" else f"can't {capability}"
+            raise UnsupportedError(
+                f"{self._spec.model} {what}, as far as its server or the load option capabilities says; if it does, "
+                "name all that it can do in that option"
+            )
 
     def embed(self, inputs: Seq[str]) -> Embeddings:
         """One vector per input, in one request."""
@@ -192,7 +219,7 @@ def _capabilities(text: str) -> frozenset[str]:
         raise InvalidOption(
             f"load option capabilities: {sorted(unknown)[0][:40]!r} isn't known; known: {', '.join(_CAPABILITIES)}"
         )
-    return given or frozenset(_CAPABILITIES)
+    return given
 
 
 def _embeddings(document: dict[str, Any], count: int) -> Embeddings:

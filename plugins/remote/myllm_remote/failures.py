@@ -25,6 +25,13 @@ _MAX_WORDS = 500
 _MAX_WAIT = 3600
 _TOO_LONG = re.compile(r"context.{0,20}(length|size|window)|maximum context|too many tokens|prompt is too long", re.I)
 _NUMBERS = re.compile(r"\d{2,9}")
+_SIZE = re.compile(r"context (?:length|size|window)(?: of| is| is only|:)* \(?(\d{2,9})|context holds (\d{2,9})", re.I)
+_PROMPT = re.compile(
+    r"(\d{1,9}) (?:tokens )?(?:in|from) the (?:input )?(?:messages|prompt)|(\d{1,9}) input tokens"
+    r"|(?:input|prompt|messages)\D{0,20} \(?(\d{1,9}) tokens",
+    re.I,
+)
+_REQUESTED = re.compile(r"requested (?:a total of )?(\d{1,9}) tokens", re.I)
 _PLAIN = {408: DeadlineExceeded, 504: DeadlineExceeded, 501: UnsupportedError, 502: NetworkError}
 
 
@@ -47,7 +54,7 @@ def failure(
     if status in (429, 503):
         return Overloaded(said, retry_after=_wait(headers))
     if 400 <= status < 500 and status != 408:
-        return _refusal(code, said, words)
+        return _refusal(code, said, words, _given_sizes(body))
     return _PLAIN.get(status, EngineError)(said)
 
 
@@ -58,15 +65,28 @@ def mid_stream(where: str, error: Any, key: str = "") -> MyllmError:
     return _refusal(code, said, words) if code in ERRORS or code == "context_length_exceeded" else EngineError(said)
 
 
-def _refusal(code: str, said: str, words: str) -> MyllmError:
+def _refusal(code: str, said: str, words: str, numbers: dict[str, int] | None = None) -> MyllmError:
     if code in ("context_length_exceeded", "context_length") or _TOO_LONG.search(words):
-        return ContextLengthError(said, **_sizes(words))
+        return ContextLengthError(said, **(numbers or _sizes(words)))
     known = ERRORS.get(code, InvalidRequest)
     return (known if issubclass(known, InvalidRequest) else InvalidRequest)(said)
 
 
+def _given_sizes(body: bytes) -> dict[str, int]:
+    """Both numbers where llama-server gives them apart from its words."""
+    try:
+        error = json.loads(body)["error"]
+        return {"context_size": int(error["n_ctx"]), "prompt_tokens": int(error["n_prompt_tokens"])}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return {}
+
+
 def _sizes(words: str) -> dict[str, int]:
-    """Both numbers of a prompt that is too long, when the words have just these two."""
+    """Both numbers of a prompt that is too long, by the words around them, or when there are just these two."""
+    size, prompt = _SIZE.search(words), _PROMPT.search(words) or _REQUESTED.search(words)
+    if size and prompt:
+        found = [int(next(filter(None, match.groups()))) for match in (size, prompt)]
+        return {"context_size": found[0], "prompt_tokens": found[1]}
     numbers = sorted({int(number) for number in _NUMBERS.findall(words)})
     return {"context_size": numbers[0], "prompt_tokens": numbers[1]} if len(numbers) == 2 else {}
 

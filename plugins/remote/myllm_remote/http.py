@@ -190,12 +190,16 @@ def _unreachable(target: Target, error: Exception) -> NetworkError:
 def request(
     target: Target, method: str, path: str, key: str, body: bytes = b"", *, connect: float, stall: float
 ) -> Exchange:
-    """Send a request to ``path`` below the base URL. The key goes along as a Bearer token.
+    """Send a request to ``path`` below the base URL; one with a slash is below that without its ``/v1``.
+
+    The key goes along as a Bearer token.
 
     Raises ``Unreachable`` when nothing was sent, ``NetworkError`` when it may have been.
     """
     exchange, extra, whole_url = open_exchange(target, connect, stall)
     base = (target.url if whole_url else target.path).rstrip("/")
+    if path.startswith("/"):
+        base, path = base.removesuffix("/v1"), path[1:]
     headers = {
         "Host": target.authority,
         "User-Agent": f"myllm/{__version__}",

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from myllm_core.errors import MyllmError, NetworkError
+from myllm_core.errors import EngineError, MyllmError, NetworkError
 from myllm_core.transfer.urls import Target, parse_url
 from myllm_remote.failures import failure
 from myllm_remote.http import Exchange, Unreachable, request
@@ -20,7 +20,8 @@ from myllm_remote.keys import key_for
 log = logging.getLogger("myllm.remote")
 
 _LIST_TIMEOUT = 10.0
-_MAX_LIST = 4 * 2**20
+_QUICK = 60.0
+_MAX_LIST = 16 * 2**20
 _MAX_ERROR = 65_536
 _REST = 5.0
 """Seconds that a server is left alone after nobody was reached there, unless a check says that it is back."""
@@ -113,13 +114,31 @@ class Upstreams:
                 with suppress(MyllmError):
                     self._problem(upstream)
 
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What a server answers to a quick question, as JSON; without ``body`` it is a GET.
+
+        Raises ``MyllmError``: ``NetworkError``, what its refusal means, or ``UnsupportedError`` for no such path.
+        """
+        data = b"" if body is None else json.dumps(body).encode()
+        with self.send(path, data, quick=True) as (upstream, exchange):
+            for _ in exchange.head():
+                pass
+            if exchange.status != 200:
+                said = exchange.whole(_MAX_ERROR)
+                raise failure(upstream.target, exchange.status, exchange.headers, said, upstream.key, optional=True)
+            answer = exchange.whole(_MAX_LIST)
+        try:
+            return dict(json.loads(answer))
+        except (ValueError, TypeError, RecursionError):
+            raise EngineError(f"{upstream.where} sent something else than a JSON object") from None
+
     @contextmanager
-    def send(self, path: str, body: bytes) -> Iterator[tuple[Upstream, Exchange]]:
+    def send(self, path: str, body: bytes, *, quick: bool = False) -> Iterator[tuple[Upstream, Exchange]]:
         """Send a request to one server. Another one is tried only where no connection could be made.
 
-        Raises ``NetworkError``.
+        A ``quick`` one may be silent for seconds only. Raises ``NetworkError``.
         """
-        upstream, exchange = self._first_reached(path, body)
+        upstream, exchange = self._first_reached(path, body, min(self._stall, _QUICK) if quick else self._stall)
         try:
             with exchange:
                 yield upstream, exchange
@@ -127,13 +146,14 @@ class Upstreams:
             with self._lock:
                 upstream.running -= 1
 
-    def _first_reached(self, path: str, body: bytes) -> tuple[Upstream, Exchange]:
+    def _first_reached(self, path: str, body: bytes, stall: float) -> tuple[Upstream, Exchange]:
         tried: list[Upstream] = []
         problems: list[str] = []
         while (upstream := self._take(tried)) is not None:
             try:
+                method = "POST" if body else "GET"
                 exchange = request(
-                    upstream.target, "POST", path, upstream.key, body, connect=self._connect, stall=self._stall
+                    upstream.target, method, path, upstream.key, body, connect=self._connect, stall=stall
                 )
             except BaseException as error:
                 with self._lock:

@@ -32,6 +32,27 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def smollm2_server(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """Another myllm with the real model on llama.cpp, in a process of its own."""
+    from myllm_core.models.store import ModelStore
+    from myllm_core.plugins import load_plugins
+    from myllm_core.transfer.pull import pull
+
+    class Quiet:
+        def message(self, text: str) -> None: ...
+
+        def file(self, path: str, done: int, total: int | None) -> None: ...
+
+    home = tmp_path_factory.mktemp("smollm2")
+    store = ModelStore(home / "models")
+    pull(f"file:{smollm2_gguf}", plugins=load_plugins(), store=store, progress=Quiet(), name="smollm2")
+    # a cache for each sequence, so that no reply depends on its company
+    options = {"llamacpp": {"n_ctx": 2048, "n_parallel": 4, "kv_unified": False, "cache_disk": 0, "n_threads": 1}}
+    with live_server(home, isolation="process", engine_options=options) as server:
+        yield server
+
+
 @pytest.fixture
 def make_model(tmp_path: Path) -> MakeModel:
     """Writes a remote model as pull does: ``make_model(url…, model=…, dialect=…)``."""
@@ -79,6 +100,17 @@ def wild() -> Iterator[Wild]:
             return stack.enter_context(WildServer(listing))
 
         yield start
+
+
+@pytest.fixture
+def wild_engine(wild: Wild, open_engine: OpenEngine) -> Any:
+    """An engine on a server that does as the handler says, and that server."""
+
+    def start(handler: Any, dialect: str = "other", **more: Any) -> tuple[RemoteEngine, Any]:
+        server = wild(handler)
+        return open_engine(server.url("/v1"), model="m", dialect=dialect, **more), server
+
+    return start
 
 
 def sse(*chunks: Any, done: bool = True) -> bytes:

@@ -71,17 +71,6 @@ def refuses(status: int, document: Any, **headers: str) -> Any:
     return handle
 
 
-@pytest.fixture
-def wild_engine(wild: Wild, open_engine: OpenEngine) -> Any:
-    """An engine on a server that does as the handler says, and that server."""
-
-    def start(handler: Any, dialect: str = "other", **more: Any) -> tuple[RemoteEngine, Any]:
-        server = wild(handler)
-        return open_engine(server.url("/v1"), model="m", dialect=dialect, **more), server
-
-    return start
-
-
 def sent(server: Any) -> dict[str, Any]:
     return dict(json.loads(server.seen[-1].body))
 
