@@ -1,23 +1,13 @@
-"""Models of each kind: the real ones, and a tiny one of random weights for what is tested many times."""
+"""A tiny model of random weights for what is tested many times."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-SIZES = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 2048,
-}
+from support.tiny_llama import write_tiny_llama
 
 
 @pytest.fixture(scope="session")
@@ -26,39 +16,7 @@ def tiny_onnx(
     export_onnx: Callable[[str, Path, str], Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A plain decoder of the test model's kind, with its vocabulary and 3 million random weights."""
-    from safetensors.numpy import save_file
-
+    """A plain decoder of the test model's kind."""
     folder = tmp_path_factory.mktemp("tiny")
-    shutil.copytree(smollm2_safetensors, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
-    config = json.loads((folder / "config.json").read_text()) | SIZES
-    (folder / "config.json").write_text(json.dumps(config))
-    random = np.random.default_rng(5)
-    save_file(
-        {name: random.normal(0, 0.2, shape).astype(np.float16) for name, shape in _shapes(config).items()},
-        folder / "model.safetensors",
-        {"format": "pt"},
-    )
+    write_tiny_llama(folder, smollm2_safetensors)
     return export_onnx("tiny-1.onnx", folder, "text-generation-with-past")
-
-
-def _shapes(config: dict[str, int]) -> dict[str, tuple[int, ...]]:
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    keys = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
-    parts: dict[str, tuple[int, ...]] = {
-        "input_layernorm": (hidden,),
-        "post_attention_layernorm": (hidden,),
-        "self_attn.q_proj": (hidden, hidden),
-        "self_attn.k_proj": (keys, hidden),
-        "self_attn.v_proj": (keys, hidden),
-        "self_attn.o_proj": (hidden, hidden),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-    }
-    layers = {
-        f"model.layers.{layer}.{name}.weight": shape
-        for layer in range(config["num_hidden_layers"])
-        for name, shape in parts.items()
-    }
-    return {"model.embed_tokens.weight": (config["vocab_size"], hidden), "model.norm.weight": (hidden,), **layers}
