@@ -205,8 +205,13 @@ class TokenOut:
 
 
 class TokenEngine(Engine):
-    """A loaded model that turns tokens into tokens. Called from one thread, always the same."""
+    """A loaded model that turns tokens into tokens. Called from one thread, always the same.
 
+    Where it ``tokenizes_anywhere``, ``tokenize`` and ``piece`` are also called on another thread, while ``step`` runs:
+    then prompts that come meanwhile are ready for the next one.
+    """
+
+    tokenizes_anywhere: ClassVar[bool] = False
     max_sequences: int = 1
 
     @abstractmethod

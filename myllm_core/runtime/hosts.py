@@ -13,15 +13,15 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from myllm_core.chat.pipeline import Pipeline, Prepared, Preparer, all_pieces, text_of
+from myllm_core.chat.pipeline import Pipeline, Preparer, all_pieces, text_of
 from myllm_core.engine import Engine, TokenEngine
-from myllm_core.errors import EngineError, MyllmError
+from myllm_core.errors import EngineError
 from myllm_core.runtime.embed_job import EmbedJob
 from myllm_core.runtime.failures import as_error
 from myllm_core.runtime.wire import pack_event, unpack_request
@@ -40,6 +40,7 @@ T = TypeVar("T")
 Emit = Callable[[list[list[Any]]], None]
 _EVENTS = (TextDelta, ReasoningDelta, ToolCallDelta, Progress, Finish)
 _MAX_REPLY = 64 * 2**20
+_POLL = 0.01
 _QUIET = 0.5
 """Seconds without a command after which the engine may do what it put off."""
 
@@ -54,7 +55,8 @@ def _embed_all(engine: Engine, job: EmbedJob, cancelled: threading.Event) -> lis
 class TokenHost:
     """Runs a TokenEngine on the thread that calls ``run``; templates are rendered on a second thread.
 
-    A template that takes its time slows nobody else's tokens: only tokenizing comes back to the engine's thread.
+    A template that takes its time slows nobody else's tokens: only tokenizing comes back to the engine's thread, and
+    that only where the engine wants it there. Else prompts get ready while a step runs, all that have come meanwhile.
     """
 
     def __init__(self, engine: TokenEngine, emit: Emit, names: str) -> None:
@@ -62,10 +64,12 @@ class TokenHost:
         self._emit = emit
         self._inbox: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
         self._pipeline = Pipeline(engine)
-        self._preparer = Preparer(
-            engine.facts, self._tokenize_there, self._pieces_there, names, self._image_tokens_there
-        )
+        anywhere = engine.tokenizes_anywhere
+        tokenize = engine.tokenize if anywhere else self._tokenize_there
+        pieces = (lambda: all_pieces(engine)) if anywhere else self._pieces_there
+        self._preparer = Preparer(engine.facts, tokenize, pieces, names, self._image_tokens_there)
         self._pool = ThreadPoolExecutor(1, "prepare")
+        self._at_work = threading.Lock()
         self._preparing: set[int] = set()
         self._embedding: deque[EmbedJob] = deque()
         self._embed_after = 0.0
@@ -73,8 +77,19 @@ class TokenHost:
         self._thread: int | None = None
 
     def post(self, command: list[Any]) -> None:
-        """Hand a command over, from any thread."""
-        self._inbox.put(command)
+        """Hand a command over, from any thread. Prompts are made ready at once, whatever the engine does meanwhile."""
+        match command:
+            case ["run", rid, body]:
+                self._preparing.add(rid)
+                self._prepare_soon(self._prepare, rid, body)
+            case ["prompt" | "tokenize" | "detokenize" as what, rid, *given]:
+                self._prepare_soon(self._look_up, rid, what, given)
+            case _:
+                self._inbox.put(command)
+
+    def _prepare_soon(self, function: Callable[..., None], *given: Any) -> None:
+        with suppress(RuntimeError):  # too late: it is being closed
+            self._pool.submit(function, *given)
 
     def run(self) -> None:
         """Serve until ``["close"]``. The engine is closed at the end."""
@@ -89,8 +104,11 @@ class TokenHost:
                 if self._embedding and (not self._pipeline.busy or time.perf_counter() >= self._embed_after):
                     self._embed_some()
         finally:
+            self._closing = True
             self._pool.shutdown(wait=False, cancel_futures=True)
-            self._release_waiting()
+            while not self._at_work.acquire(timeout=_POLL):
+                self._release_waiting()
+            self._at_work.release()  # whoever was about to begin sees that it is too late
             for job in self._embedding:
                 job.close()
             self._engine.close()
@@ -149,13 +167,12 @@ class TokenHost:
 
     def _handle(self, command: list[Any]) -> None:
         match command:
-            case ["run", rid, body]:
-                self._preparing.add(rid)
-                self._pool.submit(self._prepare, rid, unpack_request(body))
-            case ["prompt" | "tokenize" | "detokenize" as what, rid, *given]:
-                self._pool.submit(self._look_up, rid, what, given)
-            case ["prepared", rid, request, prepared]:
-                self._start(rid, request, prepared)
+            case ["prepared", rid, request, prepared] if rid in self._preparing:
+                self._preparing.discard(rid)
+                self._pipeline.start(rid, request, prepared)
+            case ["unprepared", rid, error] if rid in self._preparing:
+                self._preparing.discard(rid)
+                self._emit([[rid, "x", error.to_dict()]])
             case ["call", function, future]:
                 self._call(function, future)
             case ["embed", rid, inputs]:
@@ -170,37 +187,40 @@ class TokenHost:
             case ["close"]:
                 self._closing = True
 
-    def _start(self, rid: int, request: Request, prepared: Prepared | MyllmError) -> None:
-        if rid not in self._preparing:
-            return
-        self._preparing.discard(rid)
-        if isinstance(prepared, MyllmError):
-            self._emit([[rid, "x", prepared.to_dict()]])
-        else:
-            self._pipeline.start(rid, request, prepared)
-
-    def _prepare(self, rid: int, request: Request) -> None:
+    def _prepare(self, rid: int, body: dict[str, Any]) -> None:
         if rid not in self._preparing:  # cancelled while it waited here
             return
-        prepared: Prepared | MyllmError
         try:
-            prepared = self._preparer.prepare(request)
+            request = unpack_request(body)
+            with self._using_engine():
+                prepared = self._preparer.prepare(request)
+            self.post(["prepared", rid, request, prepared])
         except Exception as error:  # noqa: BLE001 - a model's template may raise anything
-            prepared = as_error(error, "preparing the prompt")
-        self.post(["prepared", rid, request, prepared])
+            self.post(["unprepared", rid, as_error(error, "preparing the prompt")])
 
     def _look_up(self, rid: int, what: str, given: list[Any]) -> None:
         """Answer what takes no turn."""
         try:
-            if what == "prompt":
-                answer = asdict(self._preparer.describe(unpack_request(given[0])))
-            elif what == "tokenize":
-                answer = {"tokens": self._preparer.tokenize(*given)}
-            else:
-                answer = {"text": self._there(lambda: text_of(self._engine, given[0]))}
+            with self._using_engine():
+                answer = self._found(what, given)
             self._emit([[rid, "e", answer]])
         except Exception as error:  # noqa: BLE001 - a model's template may raise anything
             self._emit([[rid, "x", as_error(error, "preparing the prompt").to_dict()]])
+
+    def _found(self, what: str, given: list[Any]) -> dict[str, Any]:
+        if what == "prompt":
+            return asdict(self._preparer.describe(unpack_request(given[0])))
+        if what == "tokenize":
+            return {"tokens": self._preparer.tokenize(*given)}
+        return {"text": self._there(lambda: text_of(self._engine, given[0]))}
+
+    @contextmanager
+    def _using_engine(self) -> Iterator[None]:
+        """Keep the engine from being closed meanwhile. Raises ``EngineError`` when that is about to happen."""
+        with self._at_work:
+            if self._closing:
+                raise EngineError("the model was unloaded")
+            yield
 
     def _tokenize_there(self, text: str, special: bool) -> list[int]:
         return self._there(lambda: self._engine.tokenize(text, special))

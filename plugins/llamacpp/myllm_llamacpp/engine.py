@@ -39,6 +39,7 @@ class LlamaCppEngine(TokenEngine):
     formats = frozenset({"gguf"})
     load_options = LoadSettings.load_options()
     sampling: ClassVar[frozenset[str]] = frozenset(field.name for field in fields(Sampling))
+    tokenizes_anywhere = True
 
     def __init__(
         self,

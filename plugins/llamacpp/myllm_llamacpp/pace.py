@@ -31,18 +31,22 @@ class Pace:
         """Seconds that a step without prompt tokens takes, when that is known."""
         return self._step
 
-    def chunk(self, streams: int) -> int:
-        """Prompt tokens for the next step beside ``streams`` sequences that each write one."""
+    def chunk(self, streams: int, prompts: int = 1) -> int:
+        """Tokens of ``prompts`` for the next step beside ``streams`` sequences that each write one."""
         if self._token is None:
             return min(self._limit, _START)
-        return max(_LEAST, min(self._limit, int(self.seconds(streams) / self._token)))
+        return max(_LEAST, min(self._limit, int(self.seconds(streams, prompts) / self._token)))
 
-    def seconds(self, streams: int) -> float:
-        """What may be done in the next step beside ``streams`` sequences that each write a token."""
+    def seconds(self, streams: int, prompts: int = 1) -> float:
+        """What may be done in the next step beside ``streams`` sequences that each write a token.
+
+        Where more wait for their first token than for their next one, it may take longer in their proportion: each step
+        costs something by itself, so that all would get less from many small ones.
+        """
         if not streams:
             return _IDLE_STEP
         plain = self._plain(streams)
-        return max((_STALL - 1) * plain, _SHORT_STALL - plain)
+        return min(max((_STALL - 1) * plain, _SHORT_STALL - plain) * max(1.0, prompts / streams), _IDLE_STEP)
 
     def measured(self, streams: int, prompt: int, seconds: float) -> None:
         """Take note of a step that wrote ``streams`` tokens and read ``prompt`` others."""

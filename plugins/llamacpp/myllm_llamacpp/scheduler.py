@@ -250,7 +250,8 @@ class Scheduler:
         if not reading:
             self._guess(plan)
             return plan
-        budget = min(self.pace.chunk(len(plan)) // (1 + self._sees()), self.context.batch.rows - len(plan))
+        most = self.pace.chunk(len(plan), len(reading)) // (1 + self._sees())
+        budget = min(most, self.context.batch.rows - len(plan))
         for left, run in zip(range(len(reading), 0, -1), reading, strict=True):
             share = min(run.text, -(-budget // left))
             if share:

@@ -103,8 +103,13 @@ class Rates:
         if plain is None or prompt_row is None:
             return False
         self._row = prompt_row if self._row is None else self._row + _RETURN * (prompt_row - self._row)
-        self._limit = self._margin * self._row * streams / plain
+        self._limit = self._margin * max(self._row, self._row_beside(streams)) * streams / plain
         return self._limit < 1 and self._since_plain < _PLAIN_EACH
+
+    def _row_beside(self, streams: int) -> float:
+        """What the last of so many streams added to a plain step: unlike a prompt's, its row had logits computed."""
+        fewer = max((count for count in self._plain if count < streams), default=0)
+        return (self._plain[streams] - self._plain[fewer]) / (streams - fewer) if fewer else 0.0
 
     def worth(self, streak: int) -> int:
         """How many tokens are worth guessing after ``streak`` right guesses."""

@@ -56,7 +56,7 @@ REPLY = pack_request(CompletionRequest("hello", Sampling(temperature=0.0), 200, 
 @pytest.fixture
 def engine(load, tiny, monkeypatch):
     """An engine that reads 16 tokens beside a reply, as if it were slow."""
-    monkeypatch.setattr(Pace, "chunk", lambda self, streams: STEP if streams else 512)
+    monkeypatch.setattr(Pace, "chunk", lambda self, streams, prompts=1: STEP if streams else 512)
     return load(tiny["llama"], speculation="off").engine
 
 

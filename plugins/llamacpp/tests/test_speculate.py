@@ -155,6 +155,16 @@ def test_guesses_are_made_where_they_pay():
     assert learned(right=1.0, row=0.001, steps=0) == 0
 
 
+def test_a_guess_costs_at_least_what_another_stream_adds():
+    rates = Rates()
+    for _ in range(200):
+        rates.saw(8, True)
+        rates.measured(4, 0, 0, 0.020)
+        rates.measured(8, 0, 0, 0.036)  # 4 ms more for each, though a prompt's token takes 3 ms
+    assert not rates.prepare(8, 0.003)
+    assert rates.prepare(4, 0.003)
+
+
 def test_guesses_that_do_not_pay_in_the_end_are_given_up_for_a_while():
     rates = Rates()
     rates.measured(1, 0, 0, 0.01)

@@ -21,6 +21,16 @@ def test_a_chunk_beside_streams_stays_within_three_plain_steps():
     assert pace.chunk(0) == pytest.approx(125, rel=0.1)  # half a second
 
 
+def test_where_more_wait_for_their_first_token_than_for_their_next_a_step_may_take_longer():
+    pace = Pace(512)
+    for _ in range(20):
+        pace.measured(4, 0, 0.025)
+        pace.measured(0, 100, 0.4)
+    assert pace.chunk(4, 4) == pace.chunk(4)
+    assert pace.chunk(4, 12) == pytest.approx(3 * pace.chunk(4), abs=3)
+    assert pace.chunk(1, 100) <= pace.chunk(0)  # nobody waits for half a second
+
+
 def test_a_quick_machine_takes_the_whole_batch_and_a_slow_one_gets_on():
     quick, slow = Pace(512), Pace(512)
     for _ in range(20):

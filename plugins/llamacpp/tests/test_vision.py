@@ -150,7 +150,7 @@ def test_an_image_that_was_read_is_a_cached_prefix(seeing, same, kind, options):
 @pytest.mark.parametrize("kind", ["llava", "qwen"])
 def test_an_image_that_was_read_in_part_is_gone_on_with_or_read_anew(seeing, same, kind, monkeypatch):
     driver = seeing(kind, n_batch=8)
-    monkeypatch.setattr(Pace, "chunk", lambda self, streams: 3)
+    monkeypatch.setattr(Pace, "chunk", lambda self, streams, prompts=1: 3)
     prompt = ("look ", picture(1, 112, 112), " what")
     number = driver.start(prompt, 6)
     slots = driver.engine._scheduler.slots
@@ -244,7 +244,7 @@ def test_running_replies_go_on_while_an_image_is_encoded(seeing, same, monkeypat
     driver = seeing("llava")
     stream = driver.start("hello you", 200)
     driver.step()
-    monkeypatch.setattr(Pace, "seconds", lambda self, streams: 0.0)
+    monkeypatch.setattr(Pace, "seconds", lambda self, streams, prompts=1: 0.0)
     prompt = ("look ", picture(1), " what")
     number = driver.start(prompt, 6)
     steps = 0
@@ -258,7 +258,7 @@ def test_running_replies_go_on_while_an_image_is_encoded(seeing, same, monkeypat
 
 def test_an_image_can_be_cancelled_while_it_is_encoded(seeing, same, monkeypatch):
     driver = seeing("llava")
-    monkeypatch.setattr(Pace, "seconds", lambda self, streams: 0.0)
+    monkeypatch.setattr(Pace, "seconds", lambda self, streams, prompts=1: 0.0)
     number = driver.start(("look ", picture(1), " what"), 6)
     for _ in range(3):
         driver.step()
