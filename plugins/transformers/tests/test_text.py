@@ -84,9 +84,9 @@ def test_the_next_turn_reads_only_what_is_new(driver):
         assert again.tokens == reply.tokens
 
 
-def test_a_long_prompt_in_pieces_is_read_as_in_one(load, smollm2_safetensors: Path):
+def test_a_long_prompt_in_pieces_is_read_as_in_one(load, driver, smollm2_safetensors: Path):
     prompt = "The quick brown fox jumps over the lazy dog and runs through the forest. " * 6
-    [whole] = load(smollm2_safetensors).run(prompt)
+    [whole] = driver.run(prompt)
     [pieces] = load(smollm2_safetensors, n_batch=16).run(prompt)
     assert pieces.tokens == whole.tokens
 
