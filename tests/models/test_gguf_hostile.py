@@ -20,16 +20,19 @@ from hypothesis import strategies as st
 from myllm_core.errors import IntegrityError
 from myllm_core.models.gguf import GGUF, read_gguf
 
-shared_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=2000)
+shared_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
 def read_or_refuse(path: Path) -> GGUF | None:
+    begin = time.process_time()
     try:
         header = read_gguf(path)
     except IntegrityError as error:
         assert error.message.isprintable()
         assert len(error.message) < 500
         return None
+    finally:
+        assert time.process_time() - begin < 2
     # What was accepted can be used without surprises.
     assert isinstance(header.architecture + header.quantization, str)
     assert header.context_length + header.parameters >= 0
@@ -215,7 +218,7 @@ def real_header(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_the_real_model_cut_anywhere_is_refused(real_header: Path) -> None:
     whole = real_header.stat().st_size
     header = read_gguf(real_header)
-    cuts = {whole * part // 64 for part in range(64)} | {header.data_offset * part // 64 for part in range(65)}
+    cuts = {whole * part // 8 for part in range(8)} | {header.data_offset * part // 32 for part in range(33)}
     cut = real_header.with_name("cut.gguf")
     shutil.copyfile(real_header, cut)
     for size in sorted(cuts, reverse=True):
@@ -225,7 +228,7 @@ def test_the_real_model_cut_anywhere_is_refused(real_header: Path) -> None:
 
 @pytest.mark.model
 @given(data=st.data())
-@settings(shared_folder, max_examples=100)
+@settings(shared_folder, max_examples=40)  # a tenth of a second each
 def test_the_real_model_with_a_changed_byte(real_header: Path, data: st.DataObject) -> None:
     vocabulary = (900, 1_770_000)  # the ends of the header, where the structure is, are changed more often
     end = read_gguf(real_header).data_offset
