@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         Progress,
         ReasoningDelta,
         Sampling,
+        Scores,
         TextDelta,
         Timings,
         Tool,
@@ -70,7 +71,7 @@ _HOMES = {
     "settings": ("Settings", "load_settings"),
     "types": (
         "ChatRequest", "CompletionRequest", "ContextReport", "Embeddings", "Event", "Finish", "Image", "Message",
-        "Progress", "ReasoningDelta", "Sampling", "TextDelta", "Timings", "Tool", "ToolCall", "ToolCallDelta",
+        "Progress", "ReasoningDelta", "Sampling", "Scores", "TextDelta", "Timings", "Tool", "ToolCall", "ToolCallDelta",
         "Tools", "Usage",
     ),
 }  # fmt: skip
@@ -105,6 +106,7 @@ __all__ = [
     "Resolution",
     "Runtime",
     "Sampling",
+    "Scores",
     "Sequence",
     "Session",
     "SessionStore",

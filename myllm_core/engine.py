@@ -23,6 +23,7 @@ from myllm_core.types import (
     Image,
     Request,
     Sampling,
+    Scores,
 )
 
 LoadProgress = Callable[[float], None]
@@ -77,7 +78,7 @@ class ModelFacts:
     ``bos_token`` is put first, unless the template already did, when it isn't None.
     With ``endless`` a reply may go on past the context: the engine forgets early tokens and says so.
     ``capabilities`` are those that are live: ``chat``, ``complete``, ``embed``, ``grammar``, ``logprobs``, ``vision``,
-    and ``tools`` of an engine that heeds ``ChatRequest.tools`` itself: for a TokenEngine the core does.
+    ``rerank``, and ``tools`` of an engine that heeds ``ChatRequest.tools`` itself: for a TokenEngine the core does.
     """
 
     context_size: int
@@ -147,6 +148,13 @@ class Engine(ABC):
     def embed(self, inputs: Seq[str]) -> Embeddings:
         """One vector per input. Raises ``UnsupportedError`` when the engine or model can't."""
         raise UnsupportedError(f"the {self.name} engine makes no embeddings of this model; use an embedding model")
+
+    def rerank(self, query: str, documents: Seq[str]) -> Scores:
+        """A score per document, by a model that was trained to give them (capability ``rerank``).
+
+        Raises ``UnsupportedError`` when the engine or model can't.
+        """
+        raise UnsupportedError(f"the {self.name} engine has no scores of documents for this model; use a reranker")
 
     def close(self) -> None:  # noqa: B027 - most engines have nothing to release
         """Give all memory back. May be called twice."""

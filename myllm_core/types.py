@@ -272,6 +272,18 @@ class Embeddings:
 
 
 @dataclass(frozen=True, slots=True)
+class Scores:
+    """How well each document answers a query, in their order: more is better.
+
+    ``by`` says whether they are the model's own, in whatever range, or the cosines of its embeddings (-1 to 1).
+    """
+
+    scores: list[float]
+    prompt_tokens: int = 0
+    by: Literal["model", "embeddings"] = "model"
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """What a model reads for a request: the text, and its tokens of a context of ``context_size``."""
 

@@ -16,11 +16,15 @@ _CHARACTERS, _TEXTS = 2000, 32
 
 
 class EmbedJob:
-    """A request for embeddings. The engine is given a few texts, and makes them in steps where it can."""
+    """A request for embeddings. The engine is given a few texts, and makes them in steps where it can.
 
-    def __init__(self, rid: int, inputs: list[str]) -> None:
+    With a ``query`` the texts are documents to score: a score is a vector of one number here.
+    """
+
+    def __init__(self, rid: int, inputs: list[str], query: str | None = None) -> None:
         self.rid = rid
         self._inputs = inputs
+        self._query = query
         self._vectors: list[list[float]] = []
         self._tokens = 0
         self._steps: Generator[None, None, Embeddings] | None = None
@@ -36,7 +40,7 @@ class EmbedJob:
         try:
             texts = self._next(first)
             if self._steps is None:
-                self._steps = _steps(engine, texts)
+                self._steps = _steps(engine, texts) if self._query is None else _scored(engine, self._query, texts)
             try:
                 next(self._steps)
                 return None
@@ -44,14 +48,15 @@ class EmbedJob:
                 self._steps = None
                 return self._take(engine, texts, end.value)
         except Exception as error:  # noqa: BLE001 - a stranger's engine may raise anything
-            failure = as_error(error, "embedding")
+            failure = as_error(error, "embedding" if self._query is None else "scoring documents")
             if isinstance(failure.data.get("input"), int):
                 failure.data["input"] += first
             return ["x", failure.to_dict()]
 
     def _take(self, engine: Engine, texts: list[str], made: Embeddings) -> list[Any] | None:
         if len(made.vectors) != len(texts):
-            raise EngineError(f"the {engine.name} engine made {len(made.vectors)} vectors of {len(texts)} texts")
+            what = "vectors" if self._query is None else "scores"
+            raise EngineError(f"the {engine.name} engine made {len(made.vectors)} {what} of {len(texts)} texts")
         self._vectors += made.vectors
         self._tokens += made.prompt_tokens
         done = len(self._vectors) == len(self._inputs)
@@ -74,4 +79,10 @@ def _steps(engine: Engine, texts: list[str]) -> Generator[None, None, Embeddings
 
 def _at_once(engine: Engine, texts: list[str]) -> Generator[None, None, Embeddings]:
     return engine.embed(texts)
+    yield
+
+
+def _scored(engine: Engine, query: str, documents: list[str]) -> Generator[None, None, Embeddings]:
+    made = engine.rerank(query, documents)
+    return Embeddings([[float(score)] for score in made.scores], made.prompt_tokens)
     yield

@@ -15,7 +15,7 @@ from myllm_core.engine import Engine
 from myllm_core.errors import DeadlineExceeded, EngineError, MyllmError, WorkerDied, error_from_dict
 from myllm_core.models.manifest import Model
 from myllm_core.runtime.wire import pack_event, pack_request, unpack_event
-from myllm_core.types import Embeddings, Event, Finish, Progress, Request
+from myllm_core.types import Embeddings, Event, Finish, Progress, Request, Scores
 
 OnProgress = Callable[[Progress], None]
 OnDeath = Callable[[MyllmError], None]
@@ -130,6 +130,15 @@ class Handle:
                 return Embeddings(**await self._ask(["embed", inputs]))
         except TimeoutError:
             raise _too_long("the embedding", timeout) from None
+
+    async def rerank(self, query: str, documents: list[str], timeout: float = math.inf) -> Scores:
+        """One score per document. Raises as ``embed`` does."""
+        try:
+            async with asyncio.timeout(None if math.isinf(timeout) else timeout):
+                made = Embeddings(**await self._ask(["rerank", documents, query]))
+        except TimeoutError:
+            raise _too_long("scoring the documents", timeout) from None
+        return Scores([score for (score,) in made.vectors], made.prompt_tokens)
 
     async def look_up(self, what: str, *given: Any, timeout: float = math.inf) -> dict[str, Any]:
         """What takes no turn: ``prompt`` of a request, ``tokenize``, ``detokenize``. Raises as ``embed`` does."""

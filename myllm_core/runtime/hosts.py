@@ -1,8 +1,8 @@
 """What runs a loaded engine: commands in, events out, the same in a worker process and in a thread.
 
-Commands are lists: ``["run", id, request]``, ``["embed", id, inputs]``, ``["cancel", id]``, ``["ping", id]``,
-``["close"]``, and for engines of tokens ``["prompt", id, request]``, ``["tokenize", id, text, special]`` and
-``["detokenize", id, tokens]``.
+Commands are lists: ``["run", id, request]``, ``["embed", id, inputs]``, ``["rerank", id, documents, query]``,
+``["cancel", id]``, ``["ping", id]``, ``["close"]``, and for engines of tokens ``["prompt", id, request]``,
+``["tokenize", id, text, special]`` and ``["detokenize", id, tokens]``.
 ``emit`` takes a batch of ``[id, item…]`` lists; one batch per step for all sequences.
 """
 
@@ -175,8 +175,8 @@ class TokenHost:
                 self._emit([[rid, "x", error.to_dict()]])
             case ["call", function, future]:
                 self._call(function, future)
-            case ["embed", rid, inputs]:
-                self._embedding.append(EmbedJob(rid, inputs))
+            case ["embed" | "rerank", rid, *given]:
+                self._embedding.append(EmbedJob(rid, *given))
             case ["cancel", rid]:
                 self._preparing.discard(rid)
                 self._drop_embedding(rid)
@@ -267,8 +267,8 @@ class ThreadedHost:
                 match self._inbox.get():
                     case ["run", rid, body]:
                         self._submit(rid, self._run, unpack_request(body))
-                    case ["embed", rid, inputs]:
-                        self._submit(rid, self._embed, EmbedJob(rid, inputs))
+                    case ["embed" | "rerank", rid, *given]:
+                        self._submit(rid, self._embed, EmbedJob(rid, *given))
                     case ["cancel", rid]:
                         flag = self._cancelled.get(rid)  # its thread may be done, and forget it, at any moment
                         if flag is not None:

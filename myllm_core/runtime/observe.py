@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from myllm_core.errors import MyllmError, Overloaded
-from myllm_core.types import Embeddings, Event, Finish, FinishReason, Progress, Usage
+from myllm_core.types import Embeddings, Event, Finish, FinishReason, Progress, Scores, Usage
 
 Kind = Literal["chat", "generate", "embed"]
 
@@ -92,9 +92,9 @@ class Watch:
             if self._first is None:
                 self._first = time.perf_counter() - self._start
 
-    def made(self, embeddings: Embeddings) -> None:
-        """The embeddings are there."""
-        self._tell("stop", Usage(prompt_tokens=embeddings.prompt_tokens))
+    def made(self, what: Embeddings | Scores) -> None:
+        """The embeddings, or the scores, are there."""
+        self._tell("stop", Usage(prompt_tokens=what.prompt_tokens))
 
     def _tell(
         self,

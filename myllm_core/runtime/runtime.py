@@ -39,6 +39,7 @@ from myllm_core.runtime.choose import sampling_of
 from myllm_core.runtime.handle import LoadOrder
 from myllm_core.runtime.observe import Kind, Observer, Watch
 from myllm_core.runtime.pool import Pool
+from myllm_core.runtime.rank import score
 from myllm_core.runtime.slot import Lease, Loaded
 from myllm_core.runtime.wire import pack_request
 from myllm_core.session_store import SessionStore, check_session_id
@@ -54,6 +55,7 @@ from myllm_core.types import (
     Progress,
     Prompt,
     Request,
+    Scores,
     Tools,
 )
 
@@ -189,6 +191,24 @@ class Runtime:
                         embeddings = await step.handle.embed(list(inputs), step.left)
             watch.made(embeddings)
             return embeddings
+
+    async def rerank(self, model: str, query: str, documents: Sequence[str], *, client: str = "") -> Scores:
+        """How well each document answers the query; more is better.
+
+        The scores are the model's own where it is a reranker, else the cosines of its embeddings. Raises
+        ``UnsupportedError`` when it makes neither.
+        """
+        if not documents:
+            raise InvalidRequest("there is nothing to put in order; send at least one document")
+        order = self._pool.order(self.models.get(model), None, None)
+        with self._watch("embed", order) as watch:
+            async with aclosing(self._held(order, None, client, self._deadline())) as steps:
+                async for step in steps:
+                    if isinstance(step, Lease):
+                        watch.admitted()
+                        scores = await score(step, query, documents)
+            watch.made(scores)
+            return scores
 
     async def prompt(
         self,

@@ -1,11 +1,8 @@
-"""``/v1/rerank``: documents in the order of their likeness to a query, as Jina's and Cohere's clients ask for it."""
+"""``/v1/rerank``: documents by how well they answer a query, as Jina's and Cohere's clients ask for it."""
 
 from __future__ import annotations
 
-import math
 import uuid
-from collections.abc import Sequence
-from operator import mul
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
@@ -68,6 +65,7 @@ _FOUND = {
     "id": "rerank-1",
     "object": "list",
     "model": "smollm2",
+    "scored_by": "embeddings",
     "results": [{"index": 1, "relevance_score": 0.87}, {"index": 0, "relevance_score": 0.41}],
     "usage": {"prompt_tokens": 24, "total_tokens": 24},
 }
@@ -78,18 +76,17 @@ async def rerank(
     request: Request,
     body: Annotated[RerankBody, Body(openapi_examples=bodies(two=("Two documents", _ASKED)))],
 ) -> Response:
-    """Put documents in the order of their likeness to a query: the cosine of their embeddings, -1 to 1."""
+    """Put documents in order, the best first: by a reranker's own scores, else by the cosine of embeddings, -1 to 1."""
     check_supported(body, UNSUPPORTED)
-    work = runtime_of(request).embed(body.model, [body.query, *body.documents], client=client_of(request))
+    work = runtime_of(request).rerank(body.model, body.query, body.documents, client=client_of(request))
     made = await attended(request.receive, work)
-    query, *vectors = made.vectors
-    scores = [_cosine(query, vector) for vector in vectors]
-    order = sorted(range(len(scores)), key=lambda index: -scores[index])[: body.top_n]
+    order = sorted(range(len(made.scores)), key=lambda index: -made.scores[index])[: body.top_n]
     found = {
         "id": f"rerank-{uuid.uuid4().hex}",
         "object": "list",
         "model": body.model,
-        "results": [_result(index, scores[index], body) for index in order],
+        "scored_by": made.by,
+        "results": [_result(index, made.scores[index], body) for index in order],
         "usage": {"prompt_tokens": made.prompt_tokens, "total_tokens": made.prompt_tokens},
     }
     return json_response(found, headers=ignored(body, UNSUPPORTED))
@@ -98,8 +95,3 @@ async def rerank(
 def _result(index: int, score: float, body: RerankBody) -> dict[str, Any]:
     document = {"document": {"text": body.documents[index]}} if body.return_documents else {}
     return {"index": index, "relevance_score": score, **document}
-
-
-def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
-    length = math.hypot(*one) * math.hypot(*other)
-    return sum(map(mul, one, other)) / length if length else 0.0

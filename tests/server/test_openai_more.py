@@ -141,7 +141,7 @@ def rerank(live: LiveServer, **fields: Any) -> Answer:
 
 def test_documents_in_the_order_of_their_likeness(live: LiveServer) -> None:
     body = rerank(live).json  # the echo engine's vectors are (length, 1)
-    assert [result["index"] for result in body["results"]] == [2, 1, 0]
+    assert [result["index"] for result in body["results"]] == [2, 1, 0] and body["scored_by"] == "embeddings"
     assert body["results"][0]["relevance_score"] == pytest.approx(1) and body["usage"]["total_tokens"] == 4
     assert body["results"][1].keys() == {"index", "relevance_score"}
     mixed = [{"text": "abcd"}, "abc"]

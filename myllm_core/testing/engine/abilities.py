@@ -15,7 +15,7 @@ from myllm_core.errors import MyllmError, UnsupportedError
 from myllm_core.testing.engine.given import FREE, GREEDY, EngineCase, EngineFixtures, ask, ask_together, question
 from myllm_core.types import CompletionRequest, Grammar
 
-CAPABILITIES = frozenset({"chat", "complete", "embed", "grammar", "logprobs", "tools", "vision"})
+CAPABILITIES = frozenset({"chat", "complete", "embed", "grammar", "logprobs", "rerank", "tools", "vision"})
 _SCHEMA = {
     "type": "object",
     "properties": {"age": {"type": "integer", "minimum": 0, "maximum": 99}, "name": {"enum": ["Ada", "Grüße 漢"]}},
@@ -61,6 +61,16 @@ class AbilityTests(EngineFixtures):
             pytest.skip("the engine makes embeddings")
         with pytest.raises(UnsupportedError):
             engine.embed(["text"])
+
+    def test_there_is_a_score_for_each_document_or_none(self, engine: Engine, claims: frozenset[str]) -> None:
+        documents = ["a cat on a mat", "the tides of the sea", "漢字 👋🏽", "a cat on a mat"]
+        if "rerank" not in claims:
+            with pytest.raises(UnsupportedError):
+                engine.rerank("Where is the cat?", documents)
+            return
+        scores = engine.rerank("Where is the cat?", documents).scores
+        assert len(scores) == len(documents) and all(math.isfinite(score) for score in scores)
+        assert math.isclose(scores[0], scores[3], rel_tol=1e-2, abs_tol=1e-2), "the same document has two scores"
 
     def test_there_is_a_vector_for_each_text(self, engine: Engine, claims: frozenset[str]) -> None:
         if "embed" not in claims:

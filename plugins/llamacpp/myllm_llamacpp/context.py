@@ -215,6 +215,10 @@ class Context:
         pointer = self._api.llama_get_embeddings_seq(self.handle, sequence)
         return np.ctypeslib.as_array(pointer, (self.embedding_width,)).copy()
 
+    def score(self, sequence: int) -> float:
+        """What a reranker's head says of a whole sequence, in a context that pools by it."""
+        return float(self._api.llama_get_embeddings_seq(self.handle, sequence)[0])
+
     @property
     def is_causal(self) -> bool:
         """Whether a token sees only those before it."""

@@ -1,4 +1,4 @@
-"""Embeddings: texts in, one vector of length 1 each."""
+"""Embeddings: texts in, one vector of length 1 each. And the scores of rerankers, which llama.cpp pools likewise."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 
-from myllm_core import Embeddings
+from myllm_core import Embeddings, Scores
 from myllm_core.errors import ContextLengthError, EngineError, InvalidRequest, UnsupportedError
 from myllm_llamacpp.context import Context, ContextSize, Floats, Ints, as_tokens
 from myllm_llamacpp.model import POOLING, Model
@@ -32,7 +32,7 @@ class Embedder:
         self._limit = limit
         self._pooling = "mean" if model.pooling == "none" else model.pooling
         self._context: Context | None = None
-        self._chunked: bool | None = None
+        self._chunked: bool | None = False if self._pooling == "rank" else None
 
     def steps(self, inputs: Sequence[str], rows: Callable[[], int]) -> Generator[None, None, Embeddings]:
         """One vector per input, made in steps of as many tokens as ``rows`` says before each.
@@ -40,7 +40,7 @@ class Embedder:
         Raises ``ContextLengthError``, ``InvalidRequest``, ``UnsupportedError``.
         """
         if self._pooling == "rank":
-            raise UnsupportedError("this model ranks texts and makes no embeddings; use an embedding model")
+            raise UnsupportedError("this model scores documents and makes no embeddings; use an embedding model")
         tokens = [self._tokens(number, text) for number, text in enumerate(inputs)]
         if not tokens:
             return Embeddings([])
@@ -58,8 +58,29 @@ class Embedder:
             vectors += map(_normalised, found)
         return Embeddings(vectors, sum(map(len, tokens)))
 
+    def scores(self, query: str, documents: Sequence[str]) -> Scores:
+        """A score per document, by the head that a reranker has. Raises as ``steps``."""
+        if self._pooling != "rank":
+            raise UnsupportedError("this model doesn't score documents; use a reranker, or its embeddings")
+        pairs = [self._fitting(number, self._model.tokenize_pair(query, text)) for number, text in enumerate(documents)]
+        if not pairs:
+            return Scores([])
+        context = self._context_for(max(map(len, pairs)))
+        scores: list[float] = []
+        for group in _groups(pairs, context.batch.rows):
+            try:
+                self._run_whole(context, group)
+                scores += [context.score(sequence) for sequence in range(len(group))]
+            finally:
+                context.clear()
+        if not np.isfinite(scores).all():
+            raise EngineError("the model's output isn't a number; its file may be damaged: pull it again")
+        return Scores(scores, sum(map(len, pairs)))
+
     def _tokens(self, number: int, text: str) -> Ints:
-        tokens = self._model.tokenize_whole(text)
+        return self._fitting(number, self._model.tokenize_whole(text))
+
+    def _fitting(self, number: int, tokens: list[int]) -> Ints:
         if not tokens:
             raise InvalidRequest("an input is empty; send some text", input=number)
         if len(tokens) > self._limit:
@@ -89,11 +110,14 @@ class Embedder:
         number = next(number for number, name in POOLING.items() if name == pooling)
         return Context(self._model, ContextSize(tokens, batch, _SEQUENCES, True, number), self._settings)
 
-    def _read_whole(self, context: Context, group: list[Ints]) -> list[Floats]:
+    def _run_whole(self, context: Context, group: list[Ints]) -> None:
         context.batch.clear()
         for sequence, tokens in enumerate(group):
             context.batch.add(tokens, 0, sequence, "all")
         _decode(context)
+
+    def _read_whole(self, context: Context, group: list[Ints]) -> list[Floats]:
+        self._run_whole(context, group)
         return [context.pooled_embedding(sequence) for sequence in range(len(group))]
 
     def _read_chunks(

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from myllm_core import Embeddings, MemoryEstimate, Model, ModelFacts, Sequence, Support, TokenEngine, TokenOut
+from myllm_core import Embeddings, MemoryEstimate, Model, ModelFacts, Scores, Sequence, Support, TokenEngine, TokenOut
 from myllm_core.engine import LoadProgress
 from myllm_core.errors import EngineError, EngineMissing, MyllmError, OutOfMemory, UnsupportedError
 from myllm_core.types import Image, Sampling
@@ -79,7 +79,8 @@ class LlamaCppEngine(TokenEngine):
         if importlib.util.find_spec("llama_cpp") is None:
             reason = "llama.cpp isn't installed; where there is no prebuilt wheel, installing compiles it for minutes"
             return Support(100, reason, missing="llama-cpp-python", install=_INSTALL)
-        return Support(100, "made for gguf files")
+        sees = any("mmproj" in path.name.lower() for path in model.paths)
+        return Support(100, "made for gguf files" + (", with a projector for images beside the weights" if sees else ""))
 
     @classmethod
     def estimate(cls, model: Model, options: Mapping[str, Any]) -> MemoryEstimate:
@@ -201,6 +202,10 @@ class LlamaCppEngine(TokenEngine):
     def embed_steps(self, inputs: Seq[str]) -> Generator[None, None, Embeddings]:
         """The same in steps: while replies are written, each as short as one that reads a prompt beside them."""
         return self._embedder.steps(inputs, self._rows_beside)
+
+    def rerank(self, query: str, documents: Seq[str]) -> Scores:
+        """A score per document. Raises ``ContextLengthError``, ``UnsupportedError``."""
+        return self._embedder.scores(query, documents)
 
     def _rows_beside(self) -> int:
         return MAX_ROWS if self._scheduler is None else self._scheduler.rows_beside()
@@ -352,5 +357,5 @@ def _facts(model: LlamaModel, context: Context | None, settings: LoadSettings, s
         special_tokens=model.control_texts(),
         added_tokens=model.added_texts(),
         endless=settings.context_shift and context is not None,
-        capabilities=frozenset(writes if model.pooling == "rank" else writes | {"embed"}),
+        capabilities=frozenset(writes | {"rerank" if model.pooling == "rank" else "embed"}),
     )

@@ -132,6 +132,25 @@ class Model:
         bos = 1 if empty and self._api.llama_vocab_get_add_bos(self._vocab) else 0
         return empty[:bos] + self.tokenize(text) + empty[bos:]
 
+    def tokenize_pair(self, query: str, document: str) -> list[int]:
+        """Token ids of a query and a document as a reranker reads them, by its template or with what separates texts.
+
+        As llama.cpp's own server puts them, but neither ever becomes a control token.
+        """
+        template = self._api.llama_model_chat_template(self.handle, b"rerank")
+        texts = {"{query}": query, "{document}": document}
+        if template:
+            parts = re.split(r"(\{query\}|\{document\})", template.decode(errors="replace"))
+            each = [self.tokenize(texts.get(part, part), part not in texts) for part in parts if part]
+            return [token for tokens in each for token in tokens]
+        api, vocab = self._api, self._vocab
+        around = self._tokens("", False, whole=True)
+        bos = 1 if around and api.llama_vocab_get_add_bos(vocab) else 0
+        between = [api.llama_vocab_eos(vocab)] if api.llama_vocab_get_add_eos(vocab) else []
+        between += [api.llama_vocab_sep(vocab)] if api.llama_vocab_get_add_sep(vocab) else []
+        first, second = self._tokens(query, False), self._tokens(document, False)
+        return [*around[:bos], *first, *(between or around[bos:]), *second, *around[bos:]]
+
     def piece(self, token: int) -> bytes:
         """The bytes of a token; empty for control tokens."""
         known = self._pieces[token]

@@ -318,11 +318,12 @@ def tiny_mamba(path: Path) -> Path:
     return tiny.save()
 
 
-def tiny_bert(path: Path) -> Path:
-    """An encoder that only makes embeddings, of at most 32 tokens."""
+def tiny_bert(path: Path, ranks: bool = False) -> Path:
+    """An encoder that only makes embeddings, of at most 32 tokens, or one that only ``ranks``."""
     tiny = Tiny(path, "bert", context=32)
     words, width = tiny.wordpiece(), 64
-    tiny.sizes(embedding_length=width, block_count=1, feed_forward_length=128, attention__head_count=2, pooling_type=1)
+    tiny.sizes(embedding_length=width, block_count=1, feed_forward_length=128, attention__head_count=2,
+               pooling_type=4 if ranks else 1)  # fmt: skip
     tiny.writer.add_token_type_count(2)
     tiny.writer.add_layer_norm_eps(1e-5)
     tiny.writer.add_causal_attention(False)
@@ -338,6 +339,9 @@ def tiny_bert(path: Path) -> Path:
     ):  # fmt: skip
         tiny.tensor(f"blk.0.{name}.weight", out, into)
         tiny.tensor(f"blk.0.{name}.bias", out)
+    for name, out in (("cls", width), ("cls.output", 1)) if ranks else ():
+        tiny.tensor(f"{name}.weight", out, width)
+        tiny.tensor(f"{name}.bias", out)
     return tiny.save()
 
 
@@ -353,4 +357,5 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "window": tiny_attention(folder / "window.gguf", "gemma2", window=16),
         "mamba": tiny_mamba(folder / "mamba.gguf"),
         "bert": tiny_bert(folder / "bert.gguf"),
+        "reranker": tiny_bert(folder / "reranker.gguf", ranks=True),
     }
