@@ -80,7 +80,7 @@ class LlamaCppEngine(TokenEngine):
             reason = "llama.cpp isn't installed; where there is no prebuilt wheel, installing compiles it for minutes"
             return Support(100, reason, missing="llama-cpp-python", install=_INSTALL)
         sees = any("mmproj" in path.name.lower() for path in model.paths)
-        return Support(100, "made for gguf files" + (", with a projector for images beside the weights" if sees else ""))
+        return Support(100, "made for gguf files" + (", with a projector for images beside them" if sees else ""))
 
     @classmethod
     def estimate(cls, model: Model, options: Mapping[str, Any]) -> MemoryEstimate:

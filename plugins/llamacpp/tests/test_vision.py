@@ -355,6 +355,12 @@ def test_the_projector_beside_the_model_is_taken(tiny, projectors):
         load_beside(model, mmproj=str(tiny["llama"]))
 
 
+def test_the_engines_opinion_names_a_projector(tiny, tmp_path):
+    seeing = beside(tiny["llama"], llava(tmp_path / "mmproj-F16.gguf"))
+    assert "projector for images" in LlamaCppEngine.probe(seeing).reason
+    assert "projector" not in LlamaCppEngine.probe(beside(tiny["llama"])).reason
+
+
 def test_a_projector_counts_in_the_estimate(tiny, projectors):
     model = beside(tiny["llama"], projectors["llava"])
     sizes = [LlamaCppEngine.estimate(model, {"mmproj": given}).host for given in ("", "off")]
