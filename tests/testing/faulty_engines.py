@@ -267,6 +267,16 @@ class StripsText(SoundTokens):
         return super().tokenize(" ".join(text.split()), special)
 
 
+@fails(texts_are_tokenized_while_a_step_runs="while another thread tokenizes")
+class OneBuffer(SoundTokens):
+    tokenizes_anywhere = True
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        self._text = text
+        time.sleep(0.001)
+        return super().tokenize(self._text, special)
+
+
 @fails(no_text_has_no_tokens="the core adds BOS")
 class AddsBos(SoundTokens):
     def tokenize(self, text: str, special: bool) -> list[int]:

@@ -51,6 +51,7 @@ class SoundTokens(TokenEngine):
     load_options: ClassVar[Any] = (LoadOption("context", 256, "tokens of a sequence"),)
     sampling = frozenset({"temperature", "top_k", "top_p", "min_p", "repeat_penalty", "frequency_penalty", "seed"})
     max_sequences = 3
+    tokenizes_anywhere = True
     claims = frozenset({"chat", "complete", "embed", "grammar", "logprobs"})
 
     def __init__(self, context: int) -> None:

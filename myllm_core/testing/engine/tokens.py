@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -34,6 +35,7 @@ _TEXTS = [
 _FILL = 1200
 """Tokens of the largest context that a test fills."""
 _MOST_TOGETHER = 8
+_ROUNDS = 20
 
 
 class TokenTests(EngineFixtures):
@@ -84,6 +86,20 @@ class TokenTests(EngineFixtures):
         size = tokens.facts.vocab_size
         for token in {*range(0, size, max(1, size // 4000)), size - 1}:
             assert type(tokens.piece(token)) is bytes
+
+    def test_texts_are_tokenized_while_a_step_runs(self, tokens: TokenEngine, case: EngineCase) -> None:
+        if not tokens.tokenizes_anywhere:
+            pytest.skip("the engine tokenizes on its own thread only")
+        known = [tokens.tokenize(text, False) for text in _TEXTS]
+
+        def tokenize() -> bool:
+            return all([tokens.tokenize(text, False) for text in _TEXTS] == known for _ in range(_ROUNDS))
+
+        with ThreadPoolExecutor(1) as pool:
+            there = pool.submit(tokenize)
+            ask(tokens, question(max_tokens=4), case.patience).ended_well()
+            here = tokenize()  # as a grammar does
+            assert there.result(case.patience) and here, "a text has other tokens while another thread tokenizes"
 
     def test_characters_split_over_tokens_come_out_whole(self, tokens: TokenEngine, case: EngineCase) -> None:
         text = "Grüße 👋🏽 漢字 👩‍👩‍👧!"

@@ -39,6 +39,7 @@ class OnnxEngine(AssembledEngine):
 
     name = "onnx"
     formats = frozenset({"onnx"})
+    tokenizes_anywhere = True
     load_options = LoadSettings.load_options()
 
     @classmethod

@@ -29,6 +29,7 @@ class OptimumEngine(AssembledEngine):
 
     name = "optimum"
     formats = frozenset({"onnx"})
+    tokenizes_anywhere = True
     load_options = LoadSettings.load_options()
 
     @classmethod

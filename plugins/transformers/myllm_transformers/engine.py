@@ -53,6 +53,7 @@ class TransformersEngine(AssembledEngine):
 
     name = "transformers"
     formats = frozenset({"safetensors"})
+    tokenizes_anywhere = True
     load_options = LoadSettings.load_options()
 
     def __init__(self, parts: Parts, vision: Vision | str) -> None:
