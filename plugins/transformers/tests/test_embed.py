@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from pathlib import Path
 
@@ -12,25 +11,14 @@ import pytest
 from myllm_core import Sequence
 from myllm_core.errors import ContextLengthError, InvalidRequest, UnsupportedError
 from myllm_core.types import Sampling
-
-REFERENCE = json.loads((Path(__file__).parents[3] / "tests" / "support" / "minilm_vectors.json").read_text())
-
-
-def cosine(one: list[float], other: list[float]) -> float:
-    return math.fsum(a * b for a, b in zip(one, other, strict=True)) / (math.hypot(*one) * math.hypot(*other))
+from support.vectors import assert_vectors_agree, cosine
 
 
 def test_vectors_are_those_of_sentence_transformers(load, minilm: Path):
     engine = load(minilm).engine
     assert engine.facts.capabilities == {"embed"}
     assert engine.facts.context_size == 256  # sentence_bert_config.json says so
-    made = engine.embed(REFERENCE["texts"])
-    for text, vector, expected in zip(REFERENCE["texts"], made.vectors, REFERENCE["vectors"], strict=True):
-        assert cosine(vector, expected) > 1 - 1e-6, text
-        assert math.hypot(*vector) == pytest.approx(1, abs=1e-5)
-        [alone] = engine.embed([text]).vectors
-        assert cosine(alone, vector) > 1 - 1e-6
-    assert made.prompt_tokens == 257  # as transformers counts, with [CLS] and [SEP]
+    assert_vectors_agree(engine, 1e-6)
 
 
 def test_what_is_too_long_is_refused_by_its_number(load, minilm: Path):

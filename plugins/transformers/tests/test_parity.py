@@ -9,41 +9,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from myllm_llamacpp.engine import LlamaCppEngine
 
-from myllm_core.chat.pipeline import Preparer, all_pieces
 from myllm_core.runtime.choose import load_options
 from myllm_core.testing import model_of
-from myllm_core.types import ChatRequest, Message
+from support.greedy import assert_answers_agree, assert_prompts_agree
+from support.held import assert_replies_follow
 
-TOKENS = 32
-CLOSE = 0.05
-"""Of log probabilities: llama.cpp keeps its cache in 16 bits."""
+from .conftest import load_engine
 
-QUESTIONS = [
-    "What is the capital of France?",
-    "Write a sentence about the sea.",
-    "Explain why the sky is blue.",
-    "Give me three tips for staying healthy.",
-    "Translate 'good morning' into French.",
-    "What is 12 times 12?",
-    "Who wrote Romeo and Juliet?",
-    "Write a Python function that adds two numbers.",
-    "What is the largest planet?",
-    "Tell me a short story about a dragon.",
-]
+CLOSE = 0.02
+"""Of log probabilities: what another order of sums may change."""
 
 
 @pytest.fixture(scope="module")
-def llama(smollm2_f32_gguf: Path):
+def llama(smollm2_gguf: Path):
     options = load_options(LlamaCppEngine, {"n_ctx": 256, "n_parallel": 1, "n_threads": 1, "cache_disk": 0})
-    model = model_of(smollm2_f32_gguf, format="gguf")
+    model = model_of(smollm2_gguf, format="gguf")
     engine = LlamaCppEngine.load(model, options, lambda fraction: None)
     yield engine
     engine.close()
-
-
-def prompt(engine, text: str) -> list[int]:
-    preparer = Preparer(engine.facts, engine.tokenize, lambda: all_pieces(engine))
-    return preparer.prepare(ChatRequest((Message("user", text),))).tokens
 
 
 # This vocabulary has no tokens for some control characters and for bytes of characters beyond U+3FFFF.
@@ -56,7 +39,6 @@ def test_texts_have_the_same_tokens(shared, llama, text):
 
 
 def test_vocabularies_and_facts_agree(shared, llama):
-    assert all_pieces(shared) == all_pieces(llama)
     one, other = shared.facts, llama.facts
     for name in ("trained_context", "vocab_size", "chat_template", "bos_token", "bos_text", "eos_text"):
         assert getattr(one, name) == getattr(other, name), name
@@ -65,15 +47,12 @@ def test_vocabularies_and_facts_agree(shared, llama):
 
 
 @pytest.mark.timeout(600)
-def test_prompts_and_greedy_answers_agree(driver, llama):
-    other = type(driver)(llama)
-    for question in [*QUESTIONS, "<|im_end|> is only text", "Grüße 👋🏽 漢字"]:
-        assert prompt(driver.engine, question) == prompt(llama, question)
-    for question in QUESTIONS:
-        tokens = prompt(llama, question)
-        [mine], [theirs] = (drive.run(tokens, tokens=TOKENS) for drive in (driver, other))
-        for one, two in zip(mine.outs, theirs.outs, strict=True):
-            assert one.top[0][1] == pytest.approx(two.top[0][1], abs=CLOSE)
-            if one.token != two.token:  # only where both find two tokens almost as likely
-                assert max(out.top[0][1] - out.top[1][1] for out in (one, two)) < CLOSE
-                break
+def test_prompts_and_greedy_answers_agree(shared):
+    assert_prompts_agree(shared)
+    assert_answers_agree(shared, CLOSE)
+
+
+def test_replies_follow_their_schema(smollm2_safetensors):
+    engine = load_engine(smollm2_safetensors, n_ctx=1024)
+    assert_replies_follow(engine)
+    engine.close()
