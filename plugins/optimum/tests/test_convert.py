@@ -20,7 +20,10 @@ from myllm_core import Model
 from myllm_core.engine import Sequence
 from myllm_core.models.store import ModelStore
 from myllm_core.testing import EngineCase, EngineContract
+from myllm_core.testing.engine.abilities import AbilityTests
+from myllm_core.testing.engine.declared import DeclaredTests
 from myllm_core.testing.engine.given import GREEDY
+from support.vectors import assert_vectors_agree
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -148,7 +151,7 @@ def test_a_model_that_cant_be_exported_leaves_nothing(home: Home, tiny: Path, tm
 class TestDecoder(EngineContract):
     @pytest.fixture
     def case(self, converted: Model) -> EngineCase:
-        return EngineCase(OptimumEngine, converted, OPTIONS, patience=120)
+        return EngineCase(OptimumEngine, converted, OPTIONS, patience=240)
 
 
 @pytest.fixture(scope="module")
@@ -159,15 +162,15 @@ def encoder(home: Home, minilm: Path) -> Model:
     return home.store.get("vectors")
 
 
-def test_vectors_are_sentence_transformers(encoder: Model, minilm: Path) -> None:
-    texts = ["A cat sits on the mat.", "Die Gezeiten des Meeres", "漢字 👋🏽", " ".join(["word"] * 200)]
-    tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
-    model = transformers.AutoModel.from_pretrained(minilm).eval()
+def test_vectors_are_sentence_transformers(encoder: Model) -> None:
     engine = EngineCase(OptimumEngine, encoder, {"intra_op_num_threads": 1}).load()
-    found = np.array(engine.embed(texts).vectors)
+    assert_vectors_agree(engine, 1e-6)
     engine.close()
-    for text, vector in zip(texts, found, strict=True):  # the mean over a text's tokens, of length 1
-        with torch.no_grad():
-            states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
-        wanted = torch.nn.functional.normalize(states.mean(dim=0), dim=0).numpy()
-        assert float(wanted @ vector) > 1 - 1e-4
+
+
+class TestEncoder(DeclaredTests, AbilityTests):
+    """What concerns a model that only makes embeddings."""
+
+    @pytest.fixture
+    def case(self, encoder: Model) -> EngineCase:
+        return EngineCase(OptimumEngine, encoder, {"intra_op_num_threads": 1}, patience=240)
