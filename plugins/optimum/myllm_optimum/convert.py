@@ -1,4 +1,7 @@
-"""Converting an installed model to ONNX: exported into a staged folder by another process, installed as a whole."""
+"""Converting an installed model: written into a staged folder by other processes, installed as a whole.
+
+A GGUF file is first unpacked as the hub has models: ``safetensors`` installs just that, ``onnx`` an export of it.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,13 @@ from pathlib import Path
 from myllm_core import Manifest, Model, ModelFile
 from myllm_core.errors import EngineError, InvalidRequest, ModelNotFound, StorageError, UnsupportedError
 from myllm_core.models.disk import storage_errors
+from myllm_core.models.gguf import read_gguf
 from myllm_core.models.hub_files import HubFiles
 from myllm_core.models.inspect import inspect_files
 from myllm_core.models.reference import model_name
 from myllm_core.models.store import ModelStore
 from myllm_optimum.files import older_config
+from myllm_optimum.gguf_tokenizer import check_kind
 
 Tell = Callable[[str], None]
 
@@ -34,20 +39,27 @@ _BESIDE = (
 _POOLING = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 _WRITES = ("ForCausalLM", "LMHeadModel")
 _COPIES = 4  # weights of 16 bits become 32, and those of the embedding may be written twice
+_COPIES_OF_PACKED = 12  # weights of 4 bits become 16, and these 32
 _EVERY = 5.0  # seconds between signs of life
 
 
-def convert_model(store: ModelStore, model: Model, name: str | None, *, force: bool, tell: Tell) -> Model:
-    """Install ``model`` as ONNX, under ``name`` or its own with ``-onnx`` behind the base; ``tell`` takes lines.
+FORMATS = ("onnx", "safetensors")
+
+
+def convert_model(
+    store: ModelStore, model: Model, name: str | None, *, to: str = "onnx", force: bool, tell: Tell
+) -> Model:
+    """Install ``model`` in the format ``to``, under ``name`` or its own with ``-onnx`` behind the base, or ``-st``.
+
+    ``tell`` takes lines.
 
     Whatever ends it early, Ctrl+C too, leaves nothing behind, and the model that had that name as it was. Raises
     ``UnsupportedError`` for a model that can't be converted, ``InvalidRequest`` when the name is taken, ``EngineError``
     when the export fails, ``IntegrityError``, ``StorageError``, ``Overloaded``.
     """
-    files = HubFiles(model)
-    task = _task(model, files)
+    _check_formats(model, to)
     base, _, tag = model.name.partition(":")
-    target = model_name(name or f"{base}-onnx:{tag}")
+    target = model_name(name or f"{base}-{'onnx' if to == 'onnx' else 'st'}:{tag}")
     with store.lock(target):
         if not force:
             _refuse_taken(store, target)
@@ -55,10 +67,12 @@ def convert_model(store: ModelStore, model: Model, name: str | None, *, force: b
         try:
             _check_room(staged, model)
             with tempfile.TemporaryDirectory(prefix="myllm-") as folder, storage_errors(f"convert {model.name}"):
-                _lay_out(model, files, Path(folder))
-                tell(f"Converting {model.name} for {task}")
-                _export(Path(folder), staged, task, tell)
-                _copy_pooling(files, staged)
+                if model.format == "gguf":
+                    unpacked = staged if to == "safetensors" else Path(folder)
+                    tell(f"Unpacking {model.name}")
+                    _run("myllm_optimum.unpacker", [str(model.paths[0]), str(unpacked)], "Unpacking", tell)
+                if to == "onnx":
+                    _to_onnx(model, Path(folder), staged, tell)
             tell("Installing")
             return store.commit(_manifest(model, target, staged))
         except BaseException:
@@ -66,14 +80,41 @@ def convert_model(store: ModelStore, model: Model, name: str | None, *, force: b
             raise
 
 
-def _task(model: Model, files: HubFiles) -> str:
-    if model.format != "safetensors":
-        raise UnsupportedError(f"{model.name} is {model.format}; only safetensors models can be converted to onnx")
+def _check_formats(model: Model, to: str) -> None:
+    if model.format not in ("safetensors", "gguf") or model.format == to:
+        raise UnsupportedError(
+            f"{model.name} is {model.format}; safetensors models can be converted to onnx, "
+            "GGUF ones to onnx and safetensors"
+        )
+    if model.format == "gguf":
+        found = read_gguf(model.paths[0]).metadata
+        check_kind(lambda key: found.get(key))
+    else:
+        _task(HubFiles(model))
+
+
+def _task(files: HubFiles) -> str:
     for needed in ("config.json", "tokenizer.json"):
         files.need(needed)
     names = files.config("config.json").get("architectures")
     writes = any(str(name).endswith(_WRITES) for name in names) if isinstance(names, list) else False
     return "text-generation-with-past" if writes and files.find("modules.json") is None else "feature-extraction"
+
+
+def _to_onnx(model: Model, folder: Path, staged: Path, tell: Tell) -> None:
+    """Export what lies in ``folder`` (an unpacked GGUF file), or the model's files that are laid out there."""
+    task = "text-generation-with-past"
+    files = HubFiles(model)
+    if model.format != "gguf":
+        task = _task(files)
+        _lay_out(model, files, folder)
+    else:
+        config = folder / "config.json"
+        config.write_text(json.dumps(older_config(json.loads(config.read_text("utf-8")))), encoding="utf-8")
+    tell(f"Converting {model.name} for {task}")
+    _run("myllm_optimum.exporter", [str(folder), str(staged), task], "Exporting", tell)
+    if model.format != "gguf":
+        _copy_pooling(files, staged)
 
 
 def _refuse_taken(store: ModelStore, name: str) -> None:
@@ -86,7 +127,8 @@ def _refuse_taken(store: ModelStore, name: str) -> None:
 
 
 def _check_room(staged: Path, model: Model) -> None:
-    needed, free = _COPIES * model.manifest.size, shutil.disk_usage(staged).free
+    copies = _COPIES_OF_PACKED if model.format == "gguf" else _COPIES
+    needed, free = copies * model.manifest.size, shutil.disk_usage(staged).free
     if needed > free:
         raise StorageError(f"converting may take {needed / 1e6:.0f} MB of disk and {free / 1e6:.0f} are free")
 
@@ -107,9 +149,9 @@ def _lay_out(model: Model, files: HubFiles, folder: Path) -> None:
             (folder / path.name).symlink_to(path.resolve())
 
 
-def _export(source: Path, target: Path, task: str, tell: Tell) -> None:
-    """Run the exporter in a process of its own, whose memory and threads end with it."""
-    command = [sys.executable, "-m", "myllm_optimum.exporter", str(source), str(target), task]
+def _run(module: str, arguments: list[str], doing: str, tell: Tell) -> None:
+    """Run a step in a process of its own, whose memory and threads end with it."""
+    command = [sys.executable, "-m", module, *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     begin = told = time.monotonic()
     with tempfile.TemporaryFile("w+") as log:
@@ -119,14 +161,14 @@ def _export(source: Path, target: Path, task: str, tell: Tell) -> None:
                 time.sleep(0.1)
                 if time.monotonic() - told > _EVERY:
                     told = time.monotonic()
-                    tell(f"Exporting, {told - begin:.0f} s")
+                    tell(f"{doing}, {told - begin:.0f} s")
         finally:
             process.kill()
             process.wait()
         if process.returncode:
             log.seek(0)
             lines = [line.strip() for line in log.read()[-4000:].splitlines() if line.strip()]
-            raise EngineError(f"Optimum can't convert it: {lines[-1][:300] if lines else f'exit {process.returncode}'}")
+            raise EngineError(f"{doing} failed: {lines[-1][:300] if lines else f'exit {process.returncode}'}")
 
 
 def _copy_pooling(files: HubFiles, staged: Path) -> None:
