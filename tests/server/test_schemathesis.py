@@ -19,7 +19,7 @@ from myllm_core.settings import Settings
 from myllm_server.app import create_app
 from support.server import LiveServer, install_echo, live_server
 
-EXAMPLES = int(os.environ.get("API_EXAMPLES", "0"))
+EXAMPLES = int(os.environ.get("API_EXAMPLES") or 0)
 """How many requests of each kind (``make fuzz-api``), other ones each time; 0: few, and always the same."""
 PATIENCE = 100  # seconds; a machine that is busy with other things must not fail a test
 CHECKS = [
