@@ -6,7 +6,7 @@
 # make format     mend style
 # make bench      compare the speed with other programs', about 12 minutes; ARGS="--quick --force" for a first look
 # make soak       200 clients for 10 minutes, and a worker that is killed every 30 s; ARGS="--minutes 1" changes that
-# make fuzz-api   send each route 200 requests that fit the OpenAPI document, and 200 that just do not; EXAMPLES=1000 sends more
+# make fuzz-api   send each route 200 requests that fit the OpenAPI document, and 200 that just do not; REQUESTS=1000 sends more
 # make clean      delete what was built and cached, but not .venv and .venvs
 
 PYTHON ?= python3
@@ -28,7 +28,7 @@ LIGHT := . $(filter-out $(LARGE) $(ALONE),$(call projects,plugins))
 ALONE_STAMPS := $(ALONE:plugins/%=.venvs/%/.installed)
 ALONE_TESTS := $(ALONE:plugins/%=test-%)
 MODEL ?= smollm2
-EXAMPLES ?= 200
+REQUESTS ?= 200
 JOBS ?= 2
 # Prebuilt CPU wheels of llama-cpp-python, by its author; LLAMA_WHEELS= (empty) compiles instead.
 LLAMA_WHEELS ?= https://abetlen.github.io/llama-cpp-python/whl/cpu
@@ -106,7 +106,7 @@ soak: $(TOOLS_STAMP)
 	$(BIN)/python benchmarks/soak.py --models-dir .cache/soak $(ARGS)
 
 fuzz-api: $(STAMP)
-	API_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/server/test_schemathesis.py --timeout 0 $(ARGS)
+	API_EXAMPLES=$(REQUESTS) $(BIN)/pytest tests/server/test_schemathesis.py --timeout 0 $(ARGS)
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
