@@ -47,7 +47,12 @@ SCHEMAS: dict[str, tuple[str, dict[str, Any]]] = {
         _object(
             celsius={"type": "number", "minimum": -60, "maximum": 60},
             humidity={"type": "integer", "minimum": 0, "maximum": 100},
-            hours={"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
+            hours={
+                "type": "array",
+                "items": {"type": "integer", "minimum": 0, "maximum": 23},
+                "minItems": 2,
+                "maxItems": 2,
+            },
         ),
     ),
     "free text": (
