@@ -62,7 +62,7 @@ class AssembledEngine(TokenEngine):
     @property
     def _running(self) -> Decoding:
         if self._parts.decoding is None:
-            raise UnsupportedError("this model makes embeddings and can't write text; use a chat model")
+            raise UnsupportedError("this model can't write text; use a chat model")
         return self._parts.decoding
 
     def tokenize(self, text: str, special: bool) -> list[int]:
@@ -74,7 +74,7 @@ class AssembledEngine(TokenEngine):
         return self._parts.tokenizer.piece(token)
 
     def add(self, sequence: Sequence) -> None:
-        """Take a sequence on. Raises ``UnsupportedError`` for a model that only makes embeddings."""
+        """Take a sequence on. Raises ``UnsupportedError`` for a model that writes nothing."""
         self._running.add(sequence)
 
     def cancel(self, sequence_id: int) -> None:
@@ -99,7 +99,7 @@ class AssembledEngine(TokenEngine):
     def embed_steps(self, inputs: Seq[str]) -> Generator[None, None, Embeddings]:
         """The same in steps of a forward pass each."""
         if self._parts.embedder is None:
-            raise UnsupportedError("this model writes text and makes no embeddings; use an embedding model")
+            raise UnsupportedError("this model makes no embeddings; use an embedding model")
         return self._parts.embedder.steps(inputs)
 
     def close(self) -> None:

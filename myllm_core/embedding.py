@@ -42,7 +42,7 @@ class Embedder:
         """
         tokens = [self._tokens(number, text) for number, text in enumerate(inputs)]
         vectors: dict[int, list[float]] = {}
-        for group in _groups(tokens):
+        for group in groups(tokens):
             found = self._finished(self._run([tokens[number] for number in group]))
             vectors |= dict(zip(group, found.tolist(), strict=True))
             yield
@@ -81,7 +81,7 @@ class Embedder:
         return scaled
 
 
-def _groups(tokens: list[list[int]]) -> Iterator[list[int]]:
+def groups(tokens: list[list[int]]) -> Iterator[list[int]]:
     """Numbers of inputs that are computed together: of about the same length, so that little is filled up."""
     group: list[int] = []
     for number in sorted(range(len(tokens)), key=lambda number: len(tokens[number])):

@@ -94,6 +94,12 @@ class TokenizerFile:
         """Token ids of a text that stands alone, with the BOS, EOS, CLS or SEP that the model wants around it."""
         return list(self._plain.encode(text.encode("utf-8", "replace").decode()).ids)
 
+    def tokenize_pair(self, one: str, other: str) -> tuple[list[int], list[int]]:
+        """Token ids of two texts with what the model wants around and between them, and for each the text it is of."""
+        pair = [text.encode("utf-8", "replace").decode() for text in (one, other)]
+        found = self._plain.encode(*pair)
+        return list(found.ids), list(found.type_ids)
+
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; empty for control tokens, and for numbers that stand for nothing."""
         if token in self._control:

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import re
 from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Self
@@ -16,7 +17,9 @@ from myllm_core.engine import LoadProgress
 from myllm_core.errors import EngineMissing, MyllmError, UnsupportedError
 from myllm_core.models.hub_files import HubFiles
 from myllm_core.runtime.memory import free_memory
+from myllm_core.types import Scores
 from myllm_transformers.options import LoadSettings
+from myllm_transformers.scoring import scores_documents
 from myllm_transformers.shape import (
     Shape,
     estimate,
@@ -30,7 +33,9 @@ from myllm_transformers.shape import (
 
 if TYPE_CHECKING:
     from myllm_core.decoding import Decoding
+    from myllm_core.models.tokenizer_file import TokenizerFile
     from myllm_transformers.model import LoadedModel
+    from myllm_transformers.rerank import Reranker
     from myllm_transformers.vision import Vision
 
 _INSTALL = 'pip install "myllm[transformers]"'
@@ -49,21 +54,22 @@ log = logging.getLogger("myllm.transformers")
 
 
 class TransformersEngine(AssembledEngine):
-    """A safetensors model on torch: several sequences in one pass, prefixes that are kept, embeddings."""
+    """A safetensors model on torch: several sequences in one pass, prefixes that are kept, embeddings, scores."""
 
     name = "transformers"
     formats = frozenset({"safetensors"})
     tokenizes_anywhere = True
     load_options = LoadSettings.load_options()
 
-    def __init__(self, parts: Parts, vision: Vision | str) -> None:
+    def __init__(self, parts: Parts, vision: Vision | str, reranker: Reranker | None = None) -> None:
         """As ``AssembledEngine``; ``vision`` is what images are read with, or why none can be."""
         super().__init__(parts)
         self._vision = vision
+        self._reranker = reranker
 
     @classmethod
     def probe(cls, model: Model) -> Support:
-        """Causal models and those that make embeddings, when their files hold no code and name none."""
+        """Models that write, make embeddings or score documents, when their files hold no code and name none."""
         if model.format not in cls.formats:
             return Support(0, f"transformers loads safetensors files, not {model.format}")
         files = HubFiles(model)
@@ -76,7 +82,8 @@ class TransformersEngine(AssembledEngine):
         if missing:
             return Support(80, f"the model needs {missing}, which isn't installed", missing, _install(missing))
         if not writes_text(files):
-            return Support(80, "a model that makes embeddings")
+            does = "scores documents (a reranker)" if scores_documents(files) else "makes embeddings"
+            return Support(80, f"a model that {does}")
         if not sees_images(files):
             return Support(80, "a model that writes")
         lack = _lack(files)
@@ -100,9 +107,7 @@ class TransformersEngine(AssembledEngine):
         if missing := _missing(shape.quantized):
             raise EngineMissing(f"the model needs {missing}; install it: {_install(missing)}")
         progress(0.05)
-        from myllm_core.embedding import Embedder
-        from myllm_core.models.tokenizer_file import TokenizerFile, hub_facts
-        from myllm_transformers.embed import LONGEST, Encoder
+        from myllm_core.models.tokenizer_file import TokenizerFile
         from myllm_transformers.model import load_model
 
         tokenizer = TokenizerFile(files.need("tokenizer.json"), files.special_texts())
@@ -110,20 +115,48 @@ class TransformersEngine(AssembledEngine):
             loaded = load_model(weights_of(model, files), files, shape, settings)
             undo.callback(loaded.close)
             progress(0.9)
-            embedder = Embedder(Encoder(loaded, files).run, files, tokenizer, LONGEST)
-            decoding: Decoding | None = None
-            vision: Vision | str = _BLIND
-            facts = hub_facts(files, tokenizer, embedder.limit, tokenizer.size, {"embed"})
-            if shape.writes:
-                dtype = str(loaded.dtype).removeprefix("torch.")
-                context = shape.context(settings, dtype, free_memory() + loaded.bytes)
-                decoding, vocabulary, vision = _decoding(loaded, files, shape, settings, context)
-                abilities = WRITES | ({"embed"} if isinstance(vision, str) else {"embed", "vision"})
-                facts = hub_facts(files, tokenizer, context, vocabulary, abilities)
-            engine = cls(Parts(tokenizer, facts, loaded.close, decoding, embedder, settings.max_sequences), vision)
+            if shape.scores:
+                engine = cls._scoring(loaded, files, tokenizer)
+            else:
+                engine = cls._embedding(loaded, files, tokenizer, shape, settings)
             progress(1.0)
             undo.pop_all()
         return engine
+
+    @classmethod
+    def _embedding(
+        cls, loaded: LoadedModel, files: HubFiles, tokenizer: TokenizerFile, shape: Shape, settings: LoadSettings
+    ) -> Self:
+        """A model that makes embeddings, and perhaps writes."""
+        from myllm_core.embedding import Embedder
+        from myllm_core.models.tokenizer_file import hub_facts
+        from myllm_transformers.embed import LONGEST, Encoder
+
+        embedder = Embedder(Encoder(loaded, files).run, files, tokenizer, LONGEST)
+        if not shape.writes:
+            facts = hub_facts(files, tokenizer, embedder.limit, tokenizer.size, {"embed"})
+            return cls(Parts(tokenizer, facts, loaded.close, None, embedder, settings.max_sequences), _BLIND)
+        dtype = str(loaded.dtype).removeprefix("torch.")
+        context = shape.context(settings, dtype, free_memory() + loaded.bytes)
+        decoding, vocabulary, vision = _decoding(loaded, files, shape, settings, context)
+        abilities = WRITES | ({"embed"} if isinstance(vision, str) else {"embed", "vision"})
+        facts = hub_facts(files, tokenizer, context, vocabulary, abilities)
+        return cls(Parts(tokenizer, facts, loaded.close, decoding, embedder, settings.max_sequences), vision)
+
+    @classmethod
+    def _scoring(cls, loaded: LoadedModel, files: HubFiles, tokenizer: TokenizerFile) -> Self:
+        from myllm_core.models.tokenizer_file import hub_facts
+        from myllm_transformers.rerank import Reranker
+
+        reranker = Reranker(loaded, files, tokenizer)
+        facts = hub_facts(files, tokenizer, reranker.limit, tokenizer.size, {"rerank"})
+        return cls(Parts(tokenizer, facts, loaded.close), _BLIND, reranker)
+
+    def rerank(self, query: str, documents: Seq[str]) -> Scores:
+        """A score per document. Raises ``ContextLengthError``, ``EngineError``, ``UnsupportedError``."""
+        if self._reranker is None:
+            return super().rerank(query, documents)
+        return self._reranker.scores(query, documents)
 
     def image_tokens(self, image: Image) -> list[int]:
         """The tokens that the model's processor puts where an image stands, those of its rows below 0.
@@ -138,6 +171,7 @@ class TransformersEngine(AssembledEngine):
     def close(self) -> None:
         """Free the model."""
         self._vision = "the engine was closed"
+        self._reranker = None
         super().close()
 
 

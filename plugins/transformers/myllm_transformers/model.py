@@ -53,7 +53,7 @@ class LoadedModel:
 
 
 def load_model(weights: list[Path], files: HubFiles, shape: Shape, settings: LoadSettings) -> LoadedModel:
-    """Load a causal model, or the part of another that embeddings come from.
+    """Load a causal model, a classifier that scores documents, or the part of another that embeddings come from.
 
     Raises ``EngineMissing`` when a package is missing, ``OutOfMemory``, ``IntegrityError`` when weights are missing,
     and ``EngineError``.
@@ -139,6 +139,8 @@ def _class(shape: Shape, files: HubFiles) -> Any:
 
     if shape.sees and files.config("config.json").get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return transformers.AutoModelForImageTextToText
+    if shape.scores:
+        return transformers.AutoModelForSequenceClassification
     return transformers.AutoModelForCausalLM if shape.writes else transformers.AutoModel
 
 
@@ -177,7 +179,7 @@ def _link(path: Path, link: Path) -> None:
 def _refuse_missing(told: dict[str, Any], shape: Shape) -> None:
     """Weights that aren't in the files would be random numbers."""
     missing = sorted(str(name) for name in told.get("missing_keys") or ())
-    if not shape.writes:
+    if not (shape.writes or shape.scores):
         missing = [name for name in missing if not _UNUSED.search(name)]
     if missing:
         raise IntegrityError(f"the model's files lack weights ({', '.join(missing[:3])}); pull it again")

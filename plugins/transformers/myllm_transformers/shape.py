@@ -13,6 +13,7 @@ from myllm_core.errors import EngineError, IntegrityError
 from myllm_core.models.hub_files import HubFiles
 from myllm_core.models.safetensors_file import read_safetensors
 from myllm_transformers.options import LoadSettings
+from myllm_transformers.scoring import refusal_to_score, scores_documents
 
 AUTO_LIMIT = 32_768
 """The longest context that is chosen without being asked for: a longer one is seldom used and always paid."""
@@ -40,10 +41,12 @@ class Shape:
     """The sizes of a model that decide about memory; 0 where its files don't say.
 
     ``stored`` are the bytes of its weights as they lie on disk, ``parameters`` their count, both summed over files.
-    ``sees`` says whether it has a part for images, and ``image`` how many numbers an image is inside of it.
+    ``scores`` says whether it scores documents, ``sees`` whether it has a part for images, and ``image`` how many
+    numbers an image is inside of it.
     """
 
     writes: bool
+    scores: bool
     sees: bool
     image: int
     quantized: str
@@ -109,6 +112,7 @@ def read_shape(model: Model, files: HubFiles) -> Shape:
     head = _number(config, "head_dim") or (hidden // heads if heads else 0)
     shape = Shape(
         writes=writes_text(files),
+        scores=scores_documents(files),
         sees=sees_images(files),
         image=(_patches(eye) or _PATCHES) * _number(eye, *_WIDTHS),
         quantized=quantization_of(files.config("config.json")),
@@ -160,8 +164,11 @@ def refusal(files: HubFiles) -> str:
         files.config(name)  # it is refused when it names code
     if config.get("is_encoder_decoder") is True:
         return "the model is an encoder with a decoder, which this engine doesn't run"
-    if isinstance(names, list) and any(str(name).endswith(_JUDGES) for name in names):
-        return "the model judges texts, and neither writes nor makes embeddings"
+    if scores_documents(files):
+        if reason := refusal_to_score(files):
+            return reason
+    elif isinstance(names, list) and any(str(name).endswith(_JUDGES) for name in names):
+        return "the model judges texts, and neither writes, makes embeddings, nor has a single label to score them by"
     return "" if _number(files.text_config, "vocab_size") else "the model isn't one of texts"
 
 
