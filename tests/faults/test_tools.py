@@ -56,8 +56,8 @@ def make(path: Path) -> Acknowledged:
 DAMAGE = {
     "a reply is lost": "DELETE FROM messages WHERE role = 'assistant'",
     "a turn is lost": "DELETE FROM messages",
-    "a turn is doubled": "INSERT INTO messages SELECT id + 9, session, parent, turn_key || ' 1', role, content, "
-    "reasoning, tool_calls, tool_call_id, status, created_at, meta FROM messages",
+    "a turn is doubled": "CREATE TABLE twice AS SELECT * FROM messages; UPDATE twice SET id = id + 9, "
+    "turn_key = turn_key || ' 1'; INSERT INTO messages SELECT * FROM twice; DROP TABLE twice",
     "another text": "UPDATE messages SET content = 'b' WHERE role = 'assistant'",
     "not whole": "UPDATE messages SET status = 'cancelled' WHERE role = 'assistant'",
     "torn apart": "UPDATE messages SET parent = NULL",
@@ -69,8 +69,7 @@ def test_the_tools_find_what_is_wrong_with_a_store(tmp_path: Path, damage: str) 
     turn = make(tmp_path / "s.db")
     assert check_sessions(tmp_path / "s.db", [turn]) == (2, [])
     with closing(sqlite3.connect(tmp_path / "s.db")) as db:
-        db.execute(DAMAGE[damage])
-        db.commit()
+        db.executescript(DAMAGE[damage])
     assert check_sessions(tmp_path / "s.db", [turn])[1]
 
 

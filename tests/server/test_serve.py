@@ -169,8 +169,11 @@ def test_one_log_line_a_request_without_prompts(home: Path, tmp_path: Path) -> N
     with served(home, tmp_path, MYLLM_LOG_LEVEL="debug") as server:
         with server.send_chat("c4nary bird", stream=False, model="echo") as connection:
             answer = parse_answer(read_until(connection, rb'"message"'))
+        eventually(lambda: "POST /api/chat" in server.log)  # a line is written when its answer has gone out
         server.get("/api/chat?model=echo&message=c4nary%20query", accept="text/event-stream")
+        eventually(lambda: "GET /api/chat" in server.log)
         server.get("/nope%0d%0aFAKE%1b[31m%e2%80%a8%c2%85x")
+        eventually(lambda: "GET /nope" in server.log)
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
             connection.sendall(b"c4nary\r\n\r\n")
             read_all(connection)

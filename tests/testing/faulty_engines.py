@@ -13,7 +13,18 @@ from typing import Any, ClassVar
 
 from sound_engines import CONTROL, IM_END, Running, SeeingTokens, SoundMessages, SoundTokens
 
-from myllm_core import Embeddings, Finish, Image, LoadOption, MemoryEstimate, Sequence, Support, TextDelta, TokenOut
+from myllm_core import (
+    Embeddings,
+    Finish,
+    Image,
+    LoadOption,
+    MemoryEstimate,
+    Scores,
+    Sequence,
+    Support,
+    TextDelta,
+    TokenOut,
+)
 
 FAULTS: dict[str, dict[str, str]] = {}
 ENGINES: list[Any] = [SoundTokens, SoundMessages]
@@ -365,6 +376,14 @@ class EmbedsAnyway(SoundTokens):
 class OneVector(SoundTokens):
     def embed(self, inputs: Any) -> Embeddings:
         return Embeddings(super().embed(inputs).vectors[:1])
+
+
+@fails(there_is_a_score_for_each_document_or_none="two scores")
+class ScoresByPlace(SoundTokens):
+    claims = SoundTokens.claims | {"rerank"}
+
+    def rerank(self, query: str, documents: Any) -> Scores:
+        return Scores([float(place) for place, _ in enumerate(documents)])
 
 
 @fails(embeddings_of_odd_text_are_made_or_refused="surrogates not allowed")
