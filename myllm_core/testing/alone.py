@@ -56,7 +56,7 @@ if "model" in order:
         seen[f"{method}_seconds"] = time.perf_counter() - began
         seen[f"heavy_after_{method}"] = heavy()
     seen["grown"] = peak() - before
-else:
+elif order["offline"]:
     made = cls()
     made.schemes, made.name
 seen["network"] = calls

@@ -8,6 +8,8 @@
         @pytest.fixture
         def open_store(self, tmp_path):
             return lambda: MyStore.open("", tmp_path)   # each call opens the same data
+
+The plugin must be installed (``pip install -e .``).
 """
 
 # ruff: noqa: D102 - a test's name says what it tests
@@ -22,6 +24,7 @@ import pytest
 
 from myllm_core.errors import SessionConflict, SessionNotFound
 from myllm_core.session_store import SessionStore
+from myllm_core.testing.session_store.declared import DeclaredTests
 from myllm_core.testing.session_store.documents import DocumentTests
 from myllm_core.testing.session_store.given import branched_session, said, texts, turn
 from myllm_core.testing.session_store.images import ImageTests
@@ -36,7 +39,7 @@ OpenStore = Callable[[], SessionStore]
 LOOK_ALIKES = ["a", "A", "a.", "a-", "a_", "a_b", "a.b", "axb", "aa", "a-b", "a--", "0", "00", "a" * 128, "a" * 127]
 
 
-class SessionStoreContract(TurnTests, TreeTests, SearchTests, DocumentTests, ImageTests, ThreadTests):
+class SessionStoreContract(DeclaredTests, TurnTests, TreeTests, SearchTests, DocumentTests, ImageTests, ThreadTests):
     """Subclass it and give the fixture ``open_store``; pytest does the rest.
 
     A store that forgets when it is closed sets ``persists = False`` and gives the fixture ``store`` instead.

@@ -163,7 +163,10 @@ class TurnTests:
         text = "long words in ünïcode " * 230_000
         store.create("s")
         store.append("s", [said(text)], parent=None, key="k")
-        assert texts(store.path("s")) == [text]
+        [kept] = texts(store.path("s"))
+        assert len(kept) == len(text), "a long text was cut"
+        same = kept == text  # pytest would look for ever for where they differ
+        assert same, "a long text was changed"
 
     def test_two_thousand_messages_stay_in_order(self, store: SessionStore) -> None:
         store.create("s")
@@ -171,4 +174,6 @@ class TurnTests:
         for number in range(10):
             new = [said(f"{number}.{step}") for step in range(200)]
             tip = store.append("s", new, parent=tip, key=str(number))[-1].id
-        assert texts(store.path("s")) == [f"{number}.{step}" for number in range(10) for step in range(200)]
+        said_in_order = [f"{number}.{step}" for number in range(10) for step in range(200)]
+        same = texts(store.path("s")) == said_in_order  # without pages of differences
+        assert same, "messages come back in another order, or not all of them"
