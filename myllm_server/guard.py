@@ -26,7 +26,7 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]{2,45})\]|(?P<name>[a-z0-9_](?:[a-z0-9_.-]{0,252})))(?::\d{1,5})?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::\d{1,5})?")
 _METHODS = b"GET, POST, PUT, PATCH, DELETE, OPTIONS"
-_EXPOSED = (b"access-control-expose-headers", b"x-request-id, x-myllm-ignored, retry-after")
+_EXPOSED = (b"access-control-expose-headers", b"x-request-id, x-myllm-engine, x-myllm-ignored, retry-after")
 _OPEN_PATH = "/health"
 _NO_KEY = HttpError(
     401,

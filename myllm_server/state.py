@@ -23,6 +23,11 @@ def settings_of(connection: HTTPConnection) -> Settings:
     return cast(Settings, connection.app.state.settings)
 
 
+def engine_header(connection: HTTPConnection, model: str) -> dict[str, str]:
+    """The header that names a model's engine, for answers whose shape has no place for it. Raises as ``chat`` does."""
+    return {"x-myllm-engine": runtime_of(connection).engine_of(model)}
+
+
 def client_of(connection: HTTPConnection, within: str | None = None) -> str:
     """Whose turn a request takes when a model is busy: its named key's, or its address's.
 

@@ -20,7 +20,7 @@ from myllm_server.anthropic.frames import MessageEvents
 from myllm_server.anthropic.schemas import UNSUPPORTED, CountBody, MessagesBody, conversation, tools_of
 from myllm_server.errors import json_response
 from myllm_server.lenient import Lenient, ignored, invalid
-from myllm_server.state import client_of, runtime_of, settings_of
+from myllm_server.state import client_of, engine_header, runtime_of, settings_of
 from myllm_server.stream import EventStream, attended, collected
 from myllm_server.strict import StrictRoute
 
@@ -51,7 +51,8 @@ async def messages(
     events = runtime_of(request).chat(
         body.model, said, options=body.options(), tools=tools, client=client_of(request, body.user)
     )
-    identity, headers = f"msg_{uuid.uuid4().hex}", ignored(body, UNSUPPORTED)
+    identity = f"msg_{uuid.uuid4().hex}"
+    headers = ignored(body, UNSUPPORTED) | engine_header(request, body.model)
     show_thinking = not (body.thinking and body.thinking.display == "omitted")
     if body.stream:
         frames = MessageEvents(identity, body.model, body.max_tokens, show_thinking)

@@ -35,7 +35,7 @@ from myllm_server.ollama.schemas import (
     pictures,
     refuse_dimensions,
 )
-from myllm_server.state import client_of, runtime_of, settings_of
+from myllm_server.state import client_of, engine_header, runtime_of, settings_of
 from myllm_server.stream import EventStream, attended, collected
 from myllm_server.strict import StrictRoute
 
@@ -81,7 +81,7 @@ async def chat(request: Request, body: Annotated[ChatBody, Body(openapi_examples
     )
     if body.streams:
         lines = ChatLines(body.model, began)
-        return EventStream(events, lines, settings_of(request).ping_interval, ignored(body, KNOWN))
+        return EventStream(events, lines, settings_of(request).ping_interval, _headers(request, body))
     return await _whole(request, body, events, began)
 
 
@@ -110,8 +110,13 @@ async def generate(
         )
     if body.streams:
         lines = GenerateLines(body.model, began)
-        return EventStream(events, lines, settings_of(request).ping_interval, ignored(body, KNOWN))
+        return EventStream(events, lines, settings_of(request).ping_interval, _headers(request, body))
     return await _whole(request, body, events, began)
+
+
+def _headers(request: Request, body: ChatBody | GenerateBody | EmbedBody | EmbeddingsBody) -> dict[str, str]:
+    """What was ignored, and the engine, which this dialect's answers have no field for."""
+    return ignored(body, KNOWN) | engine_header(request, body.model)
 
 
 def _loading(request: Request, options: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +137,7 @@ async def _whole(
         said["logprobs"] = shapes.logprobs(reply.positions)
     ending = shapes.ending(finish, time.perf_counter() - began)
     about = {"model": body.model, "created_at": shapes.now()}
-    return json_response({**about, **said, **ending}, headers=ignored(body, KNOWN))
+    return json_response({**about, **said, **ending}, headers=_headers(request, body))
 
 
 async def _loaded(request: Request, body: ChatBody | GenerateBody, said: dict[str, Any], began: float) -> Response:
@@ -171,7 +176,7 @@ async def embed(request: Request, body: Annotated[EmbedBody, Body(openapi_exampl
         "load_duration": 0,
         "prompt_eval_count": made.prompt_tokens,
     }
-    return json_response(answer, headers=ignored(body, KNOWN))
+    return json_response(answer, headers=_headers(request, body))
 
 
 async def _embedded(request: Request, body: EmbedBody, texts: list[str]) -> Embeddings:
@@ -209,7 +214,7 @@ async def embeddings(
         vector = made.vectors[0]
     else:
         await attended(request.receive, runtime.load(body.model, load_options=load, keep_alive=body.keep_alive))
-    return json_response({"embedding": vector}, headers=ignored(body, KNOWN))
+    return json_response({"embedding": vector}, headers=_headers(request, body))
 
 
 @router.get("/api/tags", responses=examples.TAGS)

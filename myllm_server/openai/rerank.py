@@ -14,7 +14,7 @@ from myllm_server.errors import json_response
 from myllm_server.examples import answer, bodies
 from myllm_server.lenient import Lenient, check_supported, ignored
 from myllm_server.schemas import MAX_INPUTS, ModelName
-from myllm_server.state import client_of, runtime_of
+from myllm_server.state import client_of, engine_header, runtime_of
 from myllm_server.stream import attended
 from myllm_server.strict import StrictRoute
 
@@ -89,7 +89,7 @@ async def rerank(
         "results": [_result(index, made.scores[index], body) for index in order],
         "usage": {"prompt_tokens": made.prompt_tokens, "total_tokens": made.prompt_tokens},
     }
-    return json_response(found, headers=ignored(body, UNSUPPORTED))
+    return json_response(found, headers=ignored(body, UNSUPPORTED) | engine_header(request, body.model))
 
 
 def _result(index: int, score: float, body: RerankBody) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from myllm_server.openai import examples, shapes
 from myllm_server.openai.choices import Generation, read_all, together
 from myllm_server.openai.frames import ChatChunks, CompletionChunks
 from myllm_server.openai.schemas import UNSUPPORTED, ChatBody, CompletionBody, EmbeddingsBody
-from myllm_server.state import client_of, runtime_of, settings_of
+from myllm_server.state import client_of, engine_header, runtime_of, settings_of
 from myllm_server.stream import EventStream, attended
 from myllm_server.strict import StrictRoute
 
@@ -120,9 +120,8 @@ async def embeddings(
         for index, vector in enumerate(made.vectors)
     ]
     counts = {"prompt_tokens": made.prompt_tokens, "total_tokens": made.prompt_tokens}
-    return json_response(
-        {"object": "list", "data": data, "model": body.model, "usage": counts}, headers=ignored(body, UNSUPPORTED)
-    )
+    found = {"object": "list", "data": data, "model": body.model, "usage": counts}
+    return json_response(found, headers=ignored(body, UNSUPPORTED) | engine_header(request, body.model))
 
 
 async def _as_text(runtime: Runtime, model: str, given: str | list[int]) -> str:

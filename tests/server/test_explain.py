@@ -43,6 +43,32 @@ def test_openai_answers_name_it_in_their_fingerprint(live: LiveServer) -> None:
     assert live.post("/v1/completions", {"model": "echo", "prompt": "x"}).json["system_fingerprint"] == made_by
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/messages", {"messages": MESSAGES, "max_tokens": 9}),
+        ("/v1/responses", {"input": "one two"}),
+        ("/v1/embeddings", {"input": "one"}),
+        ("/v1/rerank", {"query": "one", "documents": ["one two"]}),
+        ("/ollama/api/chat", {"messages": MESSAGES}),
+        ("/ollama/api/generate", {"prompt": "one two"}),
+        ("/ollama/api/embed", {"input": "one"}),
+        ("/ollama/api/embeddings", {"prompt": "one"}),
+    ],
+)
+def test_answers_without_a_place_for_it_have_a_header(
+    live: LiveServer, path: str, body: dict[str, object], stream: bool
+) -> None:
+    streams = {} if "embed" in path or "rerank" in path else {"stream": stream}
+    answer = live.post(path, {"model": "echo", **body, **streams})
+    assert (answer.status, answer.headers["x-myllm-engine"]) == (200, "echo"), answer.body
+
+
+def test_a_model_without_an_engine_is_refused_as_ever(live: LiveServer) -> None:
+    assert live.post("/v1/messages", {"model": "nobody", "messages": MESSAGES, "max_tokens": 9}).status == 404
+
+
 def test_loaded_models_have_their_engine(live: LiveServer) -> None:
     live.chat("hello")
     assert {entry["engine"] for entry in live.get("/api/ps").json["models"]} == {"echo"}

@@ -16,7 +16,7 @@ from myllm_server.openai.responses import examples
 from myllm_server.openai.responses.frames import ResponseEvents
 from myllm_server.openai.responses.schemas import RESPONSE_ID, UNSUPPORTED, ResponseBody
 from myllm_server.openai.responses.shapes import META, document, new_id, session_of, stored_document
-from myllm_server.state import client_of, runtime_of, settings_of
+from myllm_server.state import client_of, engine_header, runtime_of, settings_of
 from myllm_server.stream import EventStream, attended, collected
 from myllm_server.strict import StrictRoute
 
@@ -53,7 +53,7 @@ async def respond(request: Request, body: Annotated[ResponseBody, Body(openapi_e
         **place,
     )
     frames = ResponseEvents(document(response_id, told))
-    headers = ignored(body, UNSUPPORTED)
+    headers = ignored(body, UNSUPPORTED) | engine_header(request, body.model)
     if body.stream:
         return EventStream(events, frames, settings_of(request).ping_interval, headers)
     seen, finish = await attended(request.receive, collected(events))
