@@ -18,6 +18,8 @@ from myllm_core.types import Image
 
 _LEAST_SHARED = 16
 """Tokens that a prompt must have in common with what was read before, for that to be kept instead of read again."""
+_LEAST_PIECE = 4
+"""So many tokens are read in a pass of their own; fewer go along with those of other sequences, one in each pass."""
 
 
 class Backend(Protocol):
@@ -82,6 +84,11 @@ class _Run:
     def writing(self) -> bool:
         return len(self.tokens) > len(self.request.tokens)
 
+    @property
+    def unread(self) -> list[int]:
+        """What the backend has yet to see: of a sequence that writes its last token, and those forced behind it."""
+        return self.tokens[0 if self.state is None else len(self.state.held) :]
+
     def whole(self, length: int) -> int:
         """So many tokens, or fewer where an image would be cut apart."""
         return next((span.start for span in self.spans if span.start < length < span.end), length)
@@ -91,8 +98,9 @@ class Decoding:
     """Takes sequences and gives tokens, as a ``TokenEngine`` must.
 
     Each step writes one token of every sequence whose prompt has been read, all in one pass where the backend can, and
-    reads a chunk of the oldest prompt that hasn't. What an ended sequence has read is kept as long as there is a place,
-    for a prompt that begins the same. An image is read whole, in a step of its own.
+    reads a chunk of the oldest prompt that hasn't. Tokens that a grammar leaves no choice about come with the one in
+    front of them, and are read together. What an ended sequence has read is kept as long as there is a place, for a
+    prompt that begins the same. An image is read whole, in a step of its own.
     """
 
     def __init__(
@@ -147,10 +155,12 @@ class Decoding:
     def step(self) -> list[TokenOut]:
         """One token more of every sequence that writes, and a chunk of a prompt."""
         writing = [run for run in self._runs.values() if run.writing]
-        reading = next((run for run in self._runs.values() if not run.writing), None)
-        outs = self._write(writing)
-        if reading is not None:
-            outs += self._read(reading)
+        reading = [run for run in self._runs.values() if not run.writing][:1]
+        least = 2 if len(writing) == 1 else _LEAST_PIECE
+        pieces = [run for run in writing if len(run.unread) >= least]
+        outs = self._write([run for run in writing if run not in pieces])
+        for run in pieces + reading:
+            outs += self._read(run)
         failed, self._failed = self._failed, []
         return failed + outs
 
@@ -161,14 +171,16 @@ class Decoding:
         if not runs:
             return []
         try:
-            rows = self._backend.write({_state(run).number: run.tokens[-1] for run in runs})
+            rows = self._backend.write({_state(run).number: run.unread[0] for run in runs})
         except EngineError as error:
             for run in runs:
                 self._fail(run, error)
             return []
-        for run in runs:
-            _state(run).held.append(run.tokens[-1])
-        return [out for run, row in zip(runs, rows, strict=True) if (out := self._choose(run, row)) is not None]
+        outs = []
+        for run, row in zip(runs, rows, strict=True):
+            _state(run).held.append(run.unread[0])
+            outs += [] if run.unread else self._choose(run, row)
+        return outs
 
     def _read(self, run: _Run) -> list[TokenOut]:
         try:
@@ -178,10 +190,7 @@ class Decoding:
             self._fail(run, error)
             return []
         state.held += chunk
-        if len(state.held) < len(run.tokens):
-            return []
-        out = self._choose(run, logits)
-        return [] if out is None else [out]
+        return [] if run.unread else self._choose(run, logits)
 
     def _read_piece(self, run: _Run, state: _State) -> tuple[list[int], Floats]:
         """Tokens up to the next image, or the image that comes now."""
@@ -220,17 +229,30 @@ class Decoding:
         del state.held[shared[number] :]
         return state
 
-    def _choose(self, run: _Run, logits: Floats) -> TokenOut | None:
+    def _choose(self, run: _Run, logits: Floats) -> list[TokenOut]:
+        """The next token, and those that must follow it; none when the sequence failed."""
+        allowed, logprobs = run.request.allowed, run.request.logprobs
         try:
-            token = run.sampler.choose(logits, run.request.allowed)
+            token = run.sampler.choose(logits, allowed)
         except EngineError as error:
             self._fail(run, error)
-            return None
+            return []
         out = TokenOut(run.request.id, token, run.cached)
-        if run.request.logprobs is not None:
-            out.logprob, out.top = log_probabilities(logits, token, run.request.logprobs)
+        if logprobs is not None:
+            out.logprob, out.top = log_probabilities(logits, token, logprobs)
         run.tokens.append(token)
-        return out
+        if allowed is None or logprobs is not None:  # a forced token has no logits, and so no log probability
+            return [out]
+        return [out, *self._force(run, allowed.forced(token))]
+
+    def _force(self, run: _Run, tokens: list[int]) -> list[TokenOut]:
+        written = len(run.tokens) - len(run.request.tokens)
+        room = min(run.request.max_tokens - written, self._context_size - len(run.tokens))
+        tokens = tokens[: max(0, room)]
+        for token in tokens:
+            run.sampler.take(token)
+        run.tokens += tokens
+        return [TokenOut(run.request.id, token, run.cached) for token in tokens]
 
     def _fail(self, run: _Run, error: MyllmError) -> None:
         """End a sequence; what it has read may be damaged, and isn't kept."""
