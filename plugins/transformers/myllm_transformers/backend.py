@@ -19,6 +19,13 @@ from myllm_transformers.model import LoadedModel, library_errors
 from myllm_transformers.positions import Positions
 from myllm_transformers.vision import Picture
 
+_CACHES = ("cache", "past_key_values", "cache_params")
+"""How models call the cache that goes in and comes out: newer versions of transformers, earlier ones, those' Mamba."""
+
+
+def _cache_name(names: frozenset[str]) -> str:
+    return next((name for name in _CACHES if name in names), "past_key_values")
+
 
 class Together:
     """All sequences in one cache with a row for each, and one forward pass for all that write."""
@@ -37,6 +44,7 @@ class Together:
         self._rows: dict[int, int] = {}
         self._lengths: dict[int, int] = {}
         self._names = frozenset(inspect.signature(model.module.forward).parameters)
+        self._cache_name = _cache_name(self._names)
         self._positions = Positions(model.module)
         self._blocks = blocks
         self.vocab_size = 0
@@ -75,8 +83,8 @@ class Together:
             output = self._model.module(
                 input_ids=ids,
                 attention_mask=self._masks.make(places, window.length, blocks),
-                past_key_values=self._cache,
                 use_cache=True,
+                **{self._cache_name: self._cache},
                 **{name: value for name, value in more.items() if name in self._names},
                 **({} if picture is None else picture.inputs),
             )
@@ -111,7 +119,7 @@ class OneByOne:
         self._pieces = pieces
         self._caches: dict[int, Any] = {}
         self._names = frozenset(inspect.signature(model.module.forward).parameters)
-        self._cache_name = "past_key_values" if "past_key_values" in self._names else "cache_params"
+        self._cache_name = _cache_name(self._names)
         self._positions = Positions(model.module)
         self._lengths: dict[int, int] = {}
         self.vocab_size = 0
@@ -143,7 +151,7 @@ class OneByOne:
 
         with library_errors("compute"), torch.inference_mode():
             cache = self._caches[number]
-            if cache is None and self._cache_name == "past_key_values":
+            if cache is None and self._cache_name != "cache_params":
                 cache = DynamicCache(config=self._model.module.config)
             ids = _ids([tokens], picture, self._model.device)
             more = {self._cache_name: cache, "logits_to_keep": 1}
