@@ -16,10 +16,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 from myllm_core.chat.pipeline import Pipeline, Preparer, all_pieces, text_of
+from myllm_core.chat.text import StopMatcher
 from myllm_core.engine import Engine, TokenEngine
 from myllm_core.errors import EngineError
 from myllm_core.runtime.embed_job import EmbedJob
@@ -27,6 +28,7 @@ from myllm_core.runtime.failures import as_error
 from myllm_core.runtime.wire import pack_event, unpack_request
 from myllm_core.types import (
     ChatRequest,
+    Event,
     Finish,
     Image,
     Progress,
@@ -305,6 +307,8 @@ class ThreadedHost:
     def _relay(self, rid: int, request: Request, cancelled: threading.Event) -> Finish:
         engine = self._engine
         events = engine.chat(request) if isinstance(request, ChatRequest) else engine.complete(request)
+        if request.stop:
+            events = _until(request.stop, events)
         size = pieces = 0
         try:
             for event in events:
@@ -324,6 +328,26 @@ class ThreadedHost:
             raise EngineError(f"the {self._engine.name} engine ended without a Finish event")
         finally:
             _close(events)
+
+
+def _until(stops: tuple[str, ...], events: Iterator[Event]) -> Iterator[Event]:
+    """The events up to a stop text, for engines that write on; of those that stop themselves, all."""
+    matcher = StopMatcher(stops)
+    try:
+        for event in events:
+            if not isinstance(event, TextDelta):
+                if held := matcher.flush():
+                    yield TextDelta(held)
+                yield event
+                continue
+            text = matcher.feed(event.text)
+            if text or event.logprobs:
+                yield replace(event, text=text)
+            if matcher.found is not None:
+                yield Finish("stop", stop=matcher.found)
+                return
+    finally:
+        _close(events)
 
 
 def _close(events: Any) -> None:

@@ -123,14 +123,14 @@ def test_what_reaches_the_engine(told: LiveServer) -> None:
         {"role": "tool", "content": "4"},
         *user(script(("request", ""), END)),
     ]  # fmt: skip
-    options = {"num_predict": 9, "stop": ["END"], "seed": 7}
+    options = {"num_predict": 9, "stop": ["\nEND"], "seed": 7}
     answer = ask(told, model="told", messages=messages, options=options, stream=False)
     request = answer.json["message"]["content"]
     assert "Message(role='system', content='be kind'" in request
     assert "reasoning='hm', tool_calls=(ToolCall(id='call_1_0', name='add', arguments='{\"a\": 1}')" in request
     assert "Message(role='tool', content='ok', reasoning='', tool_calls=(), tool_call_id='call_1_1'" in request
     assert "Message(role='tool', content='4', reasoning='', tool_calls=(), tool_call_id='call_1_0'" in request
-    assert "max_tokens=9, stop=('END',)" in request and "seed=7" in request and "fit='error'" in request
+    assert "max_tokens=9, stop=('\\nEND',)" in request and "seed=7" in request and "fit='error'" in request
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,19 @@ def choices(answer: Answer) -> list[dict[str, Any]]:
     return [json.loads(frame[6:])["choices"][0] for frame in frames]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_text_ends_the_reply_of_an_engine_that_would_write_on(told: LiveServer, stream: bool) -> None:
+    events = [("reasoning", "a STOP"), ("text", "so far ST"), ("text", "O"), ("text", "P and on"), END]
+    answer = chat(told, *events, stop=["OP", "STOP"], stream=stream)
+    if stream:
+        *_, written, last = choices(answer)
+        assert (written["delta"], last["finish_reason"]) == ({"content": "so far "}, "stop")
+    else:
+        choice = answer.json["choices"][0]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("so far ", "stop")
+    assert chat(told, ("text", "ST"), ("text", "O"), END, stop="STOP").json["choices"][0]["message"]["content"] == "STO"
+
+
 def test_reasoning_is_apart(told: LiveServer) -> None:
     events = [("reasoning", "h"), ("reasoning", "m"), ("text", "yes"), END]
     message = chat(told, *events).json["choices"][0]["message"]
@@ -158,12 +171,12 @@ def test_what_reaches_the_engine(told: LiveServer) -> None:
         {"role": "tool", "tool_call_id": "c1", "content": "4"},
         {"role": "user", "content": script(("request", ""), END)},
     ]
-    body = {"model": "told", "messages": messages, "stop": "END", "max_completion_tokens": 9, "logprobs": True}
+    body = {"model": "told", "messages": messages, "stop": "\nEND", "max_completion_tokens": 9, "logprobs": True}
     request = told.post("/v1/chat/completions", body).json["choices"][0]["message"]["content"]
     assert "Message(role='system', content='be kind'" in request
     assert "reasoning='hm', tool_calls=(ToolCall(id='c1', name='f', arguments='{}'),)" in request
     assert "Message(role='tool', content='4', reasoning='', tool_calls=(), tool_call_id='c1', images=())" in request
-    assert "max_tokens=9, stop=('END',), logprobs=0, fit='error'" in request
-    raw = complete(told, ("request", ""), END, stop=["a", "b"]).json["choices"][0]["text"]
-    assert "max_tokens=16, stop=('a', 'b'), logprobs=None" in raw
+    assert "max_tokens=9, stop=('\\nEND',), logprobs=0, fit='error'" in request
+    raw = complete(told, ("request", ""), END, stop=["\na", "\nb"]).json["choices"][0]["text"]
+    assert "max_tokens=16, stop=('\\na', '\\nb'), logprobs=None" in raw
     assert "fit='drop'" in chat(told, ("request", ""), END, fit="drop").json["choices"][0]["message"]["content"]

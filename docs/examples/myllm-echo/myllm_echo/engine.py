@@ -19,6 +19,7 @@ from myllm_core.errors import UnsupportedError
 from myllm_core.images import decode_rgb
 
 CALL = re.compile(r"^call (\S+) (\{.*\})$", re.MULTILINE)
+WORD = re.compile(r"\s*\S+|\s+$")
 
 
 class EchoEngine(Engine):
@@ -61,14 +62,14 @@ class EchoEngine(Engine):
     def chat(self, request):
         text, tools = described(request.messages[-1]), request.tools
         if tools is None or tools.choice == "none":
-            return self._words(text, request.max_tokens)
+            return self._words(text, request)
         names = [tool.name for tool in tools.functions if tools.only in (None, tool.name)]
         calls = [(name, arguments) for name, arguments in CALL.findall(text) if name in names]
         if calls:
             return self._calls(calls[: None if tools.parallel else 1], len(text.split()))
         if tools.choice == "required":
             raise UnsupportedError(f"write a line to repeat as a call: call {names[0]} {{}}")
-        return self._words(text, request.max_tokens)
+        return self._words(text, request)
 
     def _calls(self, calls, prompt):
         for index, (name, arguments) in enumerate(calls):
@@ -79,15 +80,21 @@ class EchoEngine(Engine):
         yield Finish("tool_calls", Usage(prompt, len(calls)))
 
     def complete(self, request):
-        return self._words(request.prompt, request.max_tokens)
+        return self._words(request.prompt, request)
 
-    def _words(self, text, limit):
-        words = re.findall(r"\s*\S+|\s+$", text)
-        taken = words[:limit]
+    def _words(self, text, request):
+        found = [(text.index(stop), -len(stop), stop) for stop in request.stop if stop in text]
+        end, _, stop = min(found, default=(len(text), 0, None))
+        words = WORD.findall(text[:end])
+        taken = words[: request.max_tokens]
         for word in taken:
             time.sleep(self.delay)
             yield TextDelta(word)
-        yield Finish("stop" if len(taken) == len(words) else "length", Usage(len(words), len(taken)))
+        usage = Usage(len(WORD.findall(text)), len(taken))
+        if len(taken) < len(words):
+            yield Finish("length", usage)
+        else:
+            yield Finish("stop", usage, stop=stop)
 
     def embed(self, inputs):
         return Embeddings([[float(len(text)), 1.0] for text in inputs], sum(len(text.split()) for text in inputs))
