@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json as json_module
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -121,8 +122,6 @@ def _smallest(cli: Cli, engine: type[Engine]) -> Model | None:
 
 def _references(plugins: Plugins, plugin: Plugin, wanted: str | None) -> dict[str, str]:
     """A reference for each downloader of the plugin: the one given, else one that its own catalogue names."""
-    from myllm_core.models.reference import parse_reference
-
     own = set(plugin.offers.get("catalog", []))
     sources = [source.reference for entry in plugins.catalog() if entry.name in own for source in entry.sources]
     found: dict[str, str] = {}
@@ -130,12 +129,22 @@ def _references(plugins: Plugins, plugin: Plugin, wanted: str | None) -> dict[st
         if downloader.name not in plugin.offers.get("downloaders", []):
             continue
         given = [wanted] if wanted else sources
-        fitting = [text for text in given if parse_reference(text, frozenset({scheme})).scheme == scheme]
+        fitting = [text for text in given if _has_scheme(text, scheme)]
         if fitting:
             found.setdefault(downloader.name, fitting[0])
     if wanted and not found:
         raise InvalidRequest(f"no downloader of the plugin {plugin.name} takes {wanted}")
     return found
+
+
+def _has_scheme(text: str, scheme: str) -> bool:
+    from myllm_core.errors import InvalidReference
+    from myllm_core.models.reference import parse_reference
+
+    try:
+        return parse_reference(text, frozenset({scheme})).scheme == scheme
+    except InvalidReference:  # another plugin's: a catalogue may name those
+        return False
 
 
 def _run(plugin: Plugin, models: dict[str, Model], references: dict[str, str]) -> list[Check]:
@@ -165,21 +174,21 @@ def _run(plugin: Plugin, models: dict[str, Model], references: dict[str, str]) -
         if done.returncode not in (0, 1) or not report.exists():
             tail = " ".join((done.stdout + done.stderr).split())[-1500:]
             raise PluginError(f"the checks of {plugin.name} couldn't be run: {tail}")
-        return _merged(ET.parse(report).iter("testcase"))
+        package = point.module.partition(".")[0]
+        return _merged(_line(case, package) for case in ET.parse(report).iter("testcase"))
 
 
-def _merged(cases: Iterable[ET.Element]) -> list[Check]:
+def _merged(lines: Iterable[Check]) -> list[Check]:
     """A line for each check: of those that run with several values the worst, else the first that was skipped."""
     found: dict[tuple[str, str], Check] = {}
-    for case in cases:
-        line = _line(case)
+    for line in lines:
         known = found.setdefault((line.subject, line.check), line)
         if _SEVERITY.index(line.outcome) > _SEVERITY.index(known.outcome):
             found[line.subject, line.check] = line
     return list(found.values())
 
 
-def _line(case: ET.Element) -> Check:
+def _line(case: ET.Element, package: str) -> Check:
     result = next((child for child in case if child.tag in _OUTCOMES), None)
     subject = case.get("classname", "").rpartition(".Test_")[2].replace("_", " ", 1)
     name, _, value = case.get("name", "").removeprefix("test_").rstrip("]").partition("[")
@@ -188,16 +197,34 @@ def _line(case: ET.Element) -> Check:
         return Check(subject, check, "ok")
     reason = " ".join((result.get("message") or "").split())[:500]
     outcome = _OUTCOMES[result.tag]
+    if outcome == "failed":
+        reason += _place(result.text or "", package)
     return Check(subject, check, outcome, f"[{value}] {reason}" if value and outcome == "failed" else reason)
 
 
+def _place(traceback: str, package: str) -> str:
+    """Where in the plugin's own code a check failed; empty when it didn't fail there."""
+    found = re.findall(r"^(\S.*?\.py):(\d+): ", traceback, re.MULTILINE)
+    own = [(Path(path).parts, line) for path, line in found if package in (*Path(path).parts[:-1], Path(path).stem)]
+    if not own:
+        return ""
+    parts, line = own[-1]
+    inside = parts[parts.index(package) :] if package in parts else parts[-1:]
+    return f" (at {'/'.join(inside)}:{line})"
+
+
 def _print(plugin: Plugin, checks: list[Check]) -> None:
-    subject = ""
-    for item in checks:
-        if item.subject != subject:
-            subject = item.subject
-            print(clean_line(subject if subject != "plugin" else f"plugin {plugin.label}"))
-        mark = "FAILED" if item.outcome == "failed" else item.outcome
-        print(f"  {mark:<8}{clean_line(item.check + (f': {item.reason}' if item.reason else ''))}")
+    for subject in dict.fromkeys(item.subject for item in checks):
+        print(clean_line(subject if subject != "plugin" else f"plugin {plugin.label}"))
+        own = [item for item in checks if item.subject == subject]
+        for item in own:
+            if item.outcome != "skipped":
+                mark = "FAILED" if item.outcome == "failed" else item.outcome
+                print(f"  {mark:<8}{clean_line(item.check + (f': {item.reason}' if item.reason else ''))}")
+        skipped = [item for item in own if item.outcome == "skipped"]
+        for reason in dict.fromkeys(item.reason for item in skipped):  # an engine lacks what many checks need
+            same = [item.check for item in skipped if item.reason == reason]
+            which = same[0] if len(same) == 1 else f"{len(same)} checks"
+            print(f"  {'skipped':<8}{clean_line(f'{which}: {reason}')}")
     counts = Counter(item.outcome for item in checks)
     print(f"\n{counts['ok']} ok, {counts['skipped']} skipped, {counts['failed']} failed")

@@ -26,6 +26,7 @@ from myllm_core.offers import CHECKS, claims
 from myllm_core.session_store import SessionStore
 
 _SLOW_IMPORT = 3.0  # seconds until a word is said about it
+_HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("myllm_"))
 _MOST_OFFERS = 1000  # of one plugin's hook: a generator without an end must not hang us
 
 
@@ -134,7 +135,10 @@ class Plugins:
             return []
         try:
             with guarded():
-                values = list(itertools.islice(impl.function(), _MOST_OFFERS + 1))
+                given = impl.function()
+                if not isinstance(given, Iterable):
+                    raise PluginError(f"gave {shown(given)}, not a list of what it offers")
+                values = list(itertools.islice(given, _MOST_OFFERS + 1))
             if len(values) > _MOST_OFFERS:
                 raise PluginError(f"gave more than {_MOST_OFFERS} values")
         except PluginError as error:
@@ -186,11 +190,17 @@ class Plugins:
         self._manager.register(module, plugin.name)
         try:
             self._manager.check_pending()
+            unmarked = [name for name in _HOOKS if self._lacks_mark(module, name)]
+            if unmarked:
+                raise PluginError(f"{unmarked[0]} isn't marked with @hookimpl, so nobody would ask it")
             if not self._manager.get_hookcallers(module):
                 raise PluginError(f"{plugin.entry_point.value} has no function marked @hookimpl")
         except BaseException:
             self._manager.unregister(module)
             raise
+
+    def _lacks_mark(self, module: Any, hook: str) -> bool:
+        return callable(getattr(module, hook, None)) and self._manager.parse_hookimpl_opts(module, hook) is None
 
     def _fail(self, plugin: Plugin, error: str, fix: str) -> None:
         if not plugin.error:

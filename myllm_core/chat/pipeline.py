@@ -16,7 +16,8 @@ from myllm_core.chat.prompt import Prepared, Preparer
 from myllm_core.chat.text import ReasoningSplitter, StopMatcher, utf8_decoder
 from myllm_core.chat.tools.parser import Piece
 from myllm_core.engine import Sequence, TokenEngine, TokenOut
-from myllm_core.errors import EngineError, InvalidRequest, MyllmError
+from myllm_core.errors import InvalidRequest, MyllmError
+from myllm_core.runtime.failures import as_error
 from myllm_core.types import (
     Event,
     Finish,
@@ -236,7 +237,7 @@ class Pipeline:
     def _end(self, reply: _Reply, reason: FinishReason, cause: Exception | None = None) -> list[Event]:
         error = None
         if cause is not None:
-            error = cause if isinstance(cause, MyllmError) else EngineError(f"the engine failed: {cause}"[:2000])
+            error = as_error(cause, "answering")
         self._drop(reply)
         return [*reply.flush(), reply.finish(reason, error)]
 

@@ -10,7 +10,7 @@ from io import BytesIO
 from typing import Any
 
 from myllm_core.errors import MyllmError, WorkerDied
-from myllm_core.runtime.failures import as_error
+from myllm_core.runtime.failures import as_error, checked
 from myllm_core.runtime.handle import Handle, LoadOrder, OnProgress
 from myllm_core.runtime.hosts import Host, host_for
 from myllm_core.runtime.wire import command_frame, pack_facts, read_command
@@ -45,7 +45,8 @@ class WorkerThread(Handle):
         order = self.order
         error: MyllmError = WorkerDied(f"{order.model.name} was unloaded; ask again to load it")
         try:
-            engine = order.engine.load(order.model, order.options, lambda f: self._emit([[0, "p", "load", f, ""]]))
+            made = order.engine.load(order.model, order.options, lambda f: self._emit([[0, "p", "load", f, ""]]))
+            engine = checked(made, order.engine.name)
             self._host = host_for(engine, self._emit, f"{order.model.name} {order.model.manifest.family}")
             most = getattr(engine, "max_sequences", engine.max_concurrency)
             self._emit([[0, "ready", {**pack_facts(engine.facts), "max_sequences": most}]])

@@ -74,7 +74,10 @@ def _load(order: dict[str, Any], emit: Any) -> Any:
 
     # what runs the engine is imported while native code, which needs no GIL, reads the weights
     threading.Thread(target=import_module, args=("myllm_core.runtime.hosts",), daemon=True, name="import").start()
-    return engine.load(unpack_model(order["model"]), order["options"], progress)
+    made = engine.load(unpack_model(order["model"]), order["options"], progress)
+    from myllm_core.runtime.failures import checked
+
+    return checked(made, order["engine"])
 
 
 def main() -> None:

@@ -126,7 +126,7 @@ class DownloaderContract:
     def reference(self, case: DownloaderCase) -> Reference:
         """The good reference."""
         if not case.good:
-            pytest.skip("no reference was given")
+            pytest.skip("no reference was given (myllm plugins check NAME --reference REF)")
         return case.parse(case.good)
 
     @pytest.fixture

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from myllm_cli.plugin_check import _references
+from myllm_core.errors import InvalidRequest
+from myllm_core.plugins import load_plugins
 from support.kit import TESTING, write_site
 
 ROOT = Path(__file__).parents[2]
@@ -96,11 +99,18 @@ def test_what_is_there_is_never_written_over(environment: dict[str, str], tmp_pa
 
 FAULTY = """
 from myllm_core import hookimpl
+from faulty_downloaders import Sound
+
+class Breaks(Sound):
+    name = "breaks"
+    schemes = frozenset({"breaks"})
+    def resolve(self, reference):
+        return {}["nothing"]
 
 @hookimpl
 def myllm_downloaders():
     from faulty_downloaders import PrintsWhenMade
-    return [PrintsWhenMade]
+    return [PrintsWhenMade, Breaks]
 
 @hookimpl
 def myllm_engines():
@@ -118,8 +128,20 @@ def test_a_faulty_plugin_fails_and_says_where(environment: dict[str, str], tmp_p
     assert re.search(r"^  skipped +what isnt there is not found: no references", said, re.MULTILINE)
     assert re.search(r"^  skipped +all: no model of its formats \(sound\) is installed", said, re.MULTILINE)
     assert re.search(r"\d+ ok, \d+ skipped, 1 failed$", said.rstrip())
+    said = myllm(environment, "plugins", "check", "faulty", "--reference", "breaks:tiny", code=1)
+    assert re.search(r"^  FAILED +a reference becomes files: .*KeyError.* \(at faulty\.py:10\)$", said, re.MULTILINE)
     broken = json.loads(myllm(environment, "plugins", "check", "broken", "--json", code=1))
     assert broken["ok"] is False and "no good" in broken["checks"][0]["reason"]
+
+
+def test_a_catalogue_may_name_what_other_plugins_fetch() -> None:
+    plugins = load_plugins(warn=lambda text: None)
+    builtin, *_ = plugins.entries(load=True)
+    assert builtin.name == "builtin" and "catalog" in builtin.offers
+    assert _references(plugins, builtin, None) == {}
+    assert _references(plugins, builtin, "file:a/b.gguf") == {"file": "file:a/b.gguf"}
+    with pytest.raises(InvalidRequest, match="takes hf:a/b"):
+        _references(plugins, builtin, "hf:a/b")
 
 
 def test_a_check_of_what_isnt_there(environment: dict[str, str]) -> None:

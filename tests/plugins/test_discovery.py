@@ -74,6 +74,10 @@ def test_what_all_plugins_offer_is_told(site: Site) -> None:
         ("MYLLM_API = 'one'", "it speaks plugin contract 'one', this myllm speaks 1"),
         ("x = 1", "has no function marked @hookimpl"),
         ("from myllm_core import hookimpl\n@hookimpl\ndef myllm_engine(): ...", "unknown hook 'myllm_engine'"),
+        (
+            "from myllm_core import hookimpl\n@hookimpl\ndef myllm_catalog(): ...\ndef myllm_engines(): ...",
+            "myllm_engines isn't marked with @hookimpl",
+        ),
         ("from myllm_core import hookimpl\n@hookimpl\ndef myllm_engines(registry): ...", "Argument(s) {'registry'}"),
     ],
 )
@@ -96,8 +100,9 @@ def test_a_module_that_cant_be_used_is_recorded_once_and_the_rest_goes_on(site: 
 @pytest.mark.parametrize(
     ("value", "cause"),
     [
-        ("None", "TypeError: 'NoneType' object is not iterable"),
-        ("7", "TypeError: 'int' object is not iterable"),
+        ("None", "gave NoneType object, not a list"),
+        ("7", "gave int object, not a list"),
+        ("type('Mine', (), {})", "gave Mine, not a list"),
         ("'text'", "str object is no"),
         ("[None]", "NoneType object is no"),
         ("[int]", "int is no"),

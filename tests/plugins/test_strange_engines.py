@@ -32,8 +32,8 @@ STRANGE = """
             print("noise by estimate")
             ESTIMATE
 
-        load = classmethod(lambda cls, *args: None)
-        facts = property(lambda self: None)
+        load = classmethod(lambda cls, *args: LOAD)
+        facts = FACTS
         def chat(self, request): ...
 
     @hookimpl
@@ -42,9 +42,10 @@ STRANGE = """
 """
 
 
-def failure(site: Site, home: Path, probe: str, estimate: str) -> MyllmError:
+def failure(site: Site, home: Path, probe: str, estimate: str, load: str = "None", facts: str = "None") -> MyllmError:
     """What a chat with a model of the strange engine's ends in."""
-    site.install("strange", STRANGE.replace("PROBE", probe).replace("ESTIMATE", estimate))
+    code = STRANGE.replace("PROBE", probe).replace("ESTIMATE", estimate)
+    site.install("strange", code.replace("LOAD", load).replace("FACTS", facts))
     (home / "odd@latest").mkdir(parents=True)
     (home / "odd@latest" / "weights").write_bytes(b"odd")
     weights = ModelFile("weights", 3, hashlib.sha256(b"odd").hexdigest())
@@ -98,3 +99,25 @@ def test_an_estimate_that_fails_is_told(
     error = failure(site, tmp_path / "models", "return Support(90, 'fits')", estimate)
     assert isinstance(error, EngineError) and error.code == code and said in error.message
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("load", "facts", "said"),
+    [
+        ("None", "None", "the load method of the strange engine gave NoneType, no engine"),
+        ("cls()", "lambda self: ModelFacts(context_size=1)", "facts of the strange engine gave a method; make it a"),
+        ("cls()", "property(lambda self: {})", "facts of the strange engine gave dict"),
+    ],
+)
+def test_what_load_gives_is_looked_at(site: Site, tmp_path: Path, load: str, facts: str, said: str) -> None:
+    fits, small = "return Support(90, 'fits')", "return MemoryEstimate(1)"
+    error = failure(site, tmp_path / "models", fits, small, load, facts)
+    assert isinstance(error, EngineError) and said in error.message
+
+
+def test_the_log_has_the_traceback_of_what_an_engine_raised(
+    site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    error = failure(site, tmp_path / "models", "return Support(90, 'fits')", "return MemoryEstimate(1)", "{}['key']")
+    assert error.message == "the engine failed while loading the model: KeyError: 'key'"
+    assert "while loading the model" in caplog.text and "in <lambda>" in caplog.text and "strange" in caplog.text
