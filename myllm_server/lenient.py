@@ -6,8 +6,8 @@ Fields that a dialect defines are honoured or refused; those that it doesn't def
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -16,39 +16,50 @@ from myllm_server.errors import HttpError
 _MAX_NAMED = 20
 
 
+Unsupported = Mapping[str, tuple[Any, ...]]
+"""Fields of a dialect that can't be honoured, each with the values that ask for nothing."""
+
+
 class Lenient(BaseModel):
     """A body, or a part of one, that may have fields which it doesn't know."""
+
+    unsupported: ClassVar[Unsupported] = {}
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
 
 
-def check_supported(body: BaseModel, unsupported: Mapping[str, tuple[Any, ...]], where: str = "") -> None:
-    """Raise ``HttpError`` for a field that can't be honoured here.
+def check_supported(body: BaseModel) -> None:
+    """Raise ``HttpError`` for a field of a body, or of a part of it, that can't be honoured here."""
+    for path, part in _parts(body):
+        unsupported = _unsupported(part)
+        for name, value in (part.model_extra or {}).items():
+            if name in unsupported and value not in unsupported[name]:
+                raise unsupported_field(path + name)
 
-    ``unsupported`` has the dialect's fields of that kind, each with the values that ask for nothing.
-    """
-    for name, value in (body.model_extra or {}).items():
-        if name in unsupported and value not in unsupported[name]:
-            raise unsupported_field(where + name)
 
-
-def ignored(body: BaseModel, known: Container[str]) -> dict[str, str]:
-    """The header that names the fields that were given and mean nothing here; none when there are none.
-
-    ``known`` are fields that ``check_supported`` has let through.
-    """
-    found = {name for name in _extra(body) if name not in known}
+def ignored(body: BaseModel) -> dict[str, str]:
+    """The header that names the fields that were given and mean nothing here; none when there are none."""
+    found = {re.sub(r"\b\d+\.", "", path) + name for path, part in _parts(body) for name in _unknown(part)}
     named = sorted({name if re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII) else "?" for name in found})
     return {"x-myllm-ignored": ", ".join(named[:_MAX_NAMED])} if named else {}
 
 
-def _extra(body: BaseModel, path: str = "") -> Iterator[str]:
-    """Names of the fields that a body has and its class hasn't, those of its parts too."""
-    yield from (path + name for name, value in (body.model_extra or {}).items() if value is not None)
+def _unknown(part: BaseModel) -> list[str]:
+    extra, known = part.model_extra or {}, _unsupported(part)
+    return [name for name, value in extra.items() if value is not None and name not in known]
+
+
+def _unsupported(part: BaseModel) -> Unsupported:
+    return getattr(part, "unsupported", {})
+
+
+def _parts(body: BaseModel, path: str = "") -> Iterator[tuple[str, BaseModel]]:
+    """A body and its parts, each with where it is, such as ``messages.0.``."""
+    yield path, body
     for name, value in body:
-        for part in value if isinstance(value, list) else [value]:
+        for index, part in enumerate(value) if isinstance(value, list) else [("", value)]:
             if isinstance(part, BaseModel):
-                yield from _extra(part, f"{path}{name}.")
+                yield from _parts(part, f"{path}{name}.{index}.".replace("..", "."))
 
 
 def invalid(param: str, message: str) -> HttpError:

@@ -17,7 +17,7 @@ from myllm_core.models.manifest import Model
 from myllm_server.anthropic import examples, shapes
 from myllm_server.anthropic.errors import asks
 from myllm_server.anthropic.frames import MessageEvents
-from myllm_server.anthropic.schemas import UNSUPPORTED, CountBody, MessagesBody, conversation, tools_of
+from myllm_server.anthropic.schemas import CountBody, MessagesBody, conversation, tools_of
 from myllm_server.errors import json_response
 from myllm_server.lenient import Lenient, ignored, invalid
 from myllm_server.state import client_of, engine_header, runtime_of, settings_of
@@ -52,7 +52,7 @@ async def messages(
         body.model, said, options=body.options(), tools=tools, client=client_of(request, body.user)
     )
     identity = f"msg_{uuid.uuid4().hex}"
-    headers = ignored(body, UNSUPPORTED) | engine_header(request, body.model)
+    headers = ignored(body) | engine_header(request, body.model)
     show_thinking = not (body.thinking and body.thinking.display == "omitted")
     if body.stream:
         frames = MessageEvents(identity, body.model, body.max_tokens, show_thinking)
@@ -74,7 +74,7 @@ async def count_tokens(
     prompt = await attended(
         request.receive, runtime_of(request).prompt(body.model, said, options=body.options(), tools=tools)
     )
-    return json_response({"input_tokens": len(prompt.tokens)}, headers=ignored(body, UNSUPPORTED))
+    return json_response({"input_tokens": len(prompt.tokens)}, headers=ignored(body))
 
 
 class _Page(Lenient):

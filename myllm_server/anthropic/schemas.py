@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from myllm_core.options import MAX_TOKENS, Options, parse_options
 from myllm_core.types import Image, Message, Tool, ToolCall, Tools
-from myllm_server.lenient import Lenient, check_supported, invalid, unsupported_field
+from myllm_server.lenient import Lenient, Unsupported, check_supported, invalid, unsupported_field
 from myllm_server.pictures import NOT_FETCHED, Parts, from_base64, moved, one_after_another
 from myllm_server.schemas import ModelName
 
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+_UNSUPPORTED: Unsupported = {
     "container": (None,),
     "context_management": (None, {}, {"edits": []}),
     "diagnostics": (None,),
@@ -24,13 +24,14 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "speed": (None, "standard"),
     "user_profile_id": (None,),
 }
-"""Fields that can't be honoured, each with the values that ask for nothing."""
-
+_DIRECT = {"type": "direct"}
 _CACHE_CONTROL: Any = Field(None, description="nothing to do: what a prompt begins with is kept by itself")
 
 
 class TextBlock(Lenient):
     """A piece of text."""
+
+    unsupported: ClassVar[Unsupported] = {"citations": (None, [])}
 
     type: Literal["text"]
     text: str
@@ -72,6 +73,8 @@ class ThinkingBlock(Lenient):
 class ToolUseBlock(Lenient):
     """A tool call of an earlier reply."""
 
+    unsupported: ClassVar[Unsupported] = {"caller": (None, _DIRECT), "toolset_name": (None,)}
+
     type: Literal["tool_use"]
     id: str = Field(min_length=1)
     name: str
@@ -93,6 +96,8 @@ _Said = Annotated[list[_Shown], BeforeValidator(_blocks, json_schema_input_type=
 
 class ToolResultBlock(Lenient):
     """What a tool call came to."""
+
+    unsupported: ClassVar[Unsupported] = {"toolset_name": (None,)}
 
     type: Literal["tool_result"]
     tool_use_id: str
@@ -177,12 +182,19 @@ def _in_turns(messages: Sequence[Message]) -> list[Message]:
 class ToolDefinition(Lenient):
     """A tool that the client runs."""
 
+    unsupported: ClassVar[Unsupported] = {
+        "allowed_callers": (None, ["direct"]),
+        "defer_loading": (None, False),
+        "input_examples": (None, []),
+    }
+
     type: str | None = None
     name: str
     description: str | None = None
     input_schema: dict[str, Any] | None = None
     strict: bool | None = None
     cache_control: Any = _CACHE_CONTROL
+    eager_input_streaming: bool | None = Field(None, description="nothing to do: a call is told as it is written")
 
     def to_core(self, index: int) -> Tool:
         """The same as the core has it. Raises ``HttpError`` for one that Anthropic would run."""
@@ -232,6 +244,8 @@ class Metadata(Lenient):
 class _Conversation(Lenient):
     """What a request to answer and a request to count have in common."""
 
+    unsupported: ClassVar[Unsupported] = _UNSUPPORTED
+
     model: ModelName
     messages: list[InputMessage] = Field(min_length=1)
     system: _Texts | None = None
@@ -244,7 +258,7 @@ class _Conversation(Lenient):
 
 def conversation(body: _Conversation) -> list[Message]:
     """The messages of a body. Raises ``HttpError`` for what can't be honoured."""
-    check_supported(body, UNSUPPORTED)
+    check_supported(body)
     system = [Message("system", _joined(body.system))] if body.system else []
     said = [message for index, given in enumerate(body.messages) for message in given.to_core(index)]
     if said[-1].role == "assistant":

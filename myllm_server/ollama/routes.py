@@ -21,8 +21,6 @@ from myllm_server.ollama import examples, models, shapes
 from myllm_server.ollama.frames import NDJSON, ChatLines, GenerateLines
 from myllm_server.ollama.pulling import PullLines, finished, pulled
 from myllm_server.ollama.schemas import (
-    KNOWN,
-    UNSUPPORTED,
     ChatBody,
     CopyBody,
     EmbedBody,
@@ -116,7 +114,7 @@ async def generate(
 
 def _headers(request: Request, body: ChatBody | GenerateBody | EmbedBody | EmbeddingsBody) -> dict[str, str]:
     """What was ignored, and the engine, which this dialect's answers have no field for."""
-    return ignored(body, KNOWN) | engine_header(request, body.model)
+    return ignored(body) | engine_header(request, body.model)
 
 
 def _loading(request: Request, options: dict[str, Any]) -> dict[str, Any]:
@@ -154,20 +152,21 @@ async def _loaded(request: Request, body: ChatBody | GenerateBody, said: dict[st
     seconds = {"total_duration": int((time.perf_counter() - began) * 1e9)}
     about = {"model": body.model, "created_at": shapes.now(), **said, "done": True, "done_reason": reason, **seconds}
     kind = NDJSON if body.streams else "application/json"
-    return Response(json_bytes(about) + b"\n", headers=ignored(body, KNOWN), media_type=kind)
+    return Response(json_bytes(about) + b"\n", headers=ignored(body), media_type=kind)
 
 
 @router.post("/api/embed", responses=examples.EMBED)
 async def embed(request: Request, body: Annotated[EmbedBody, Body(openapi_examples=examples.EMBED_BODIES)]) -> Response:
     """Make a vector of each text."""
     began = time.perf_counter()
-    check_supported(body, UNSUPPORTED)
+    check_supported(body)
     texts = [body.input] if isinstance(body.input, str) else body.input
+    runtime, load = runtime_of(request), _loading(request, options_for_embedding(body.options))
     if not any(texts):  # as the dialect has it: nothing to embed loads the model
-        await attended(request.receive, runtime_of(request).load(body.model, keep_alive=body.keep_alive))
+        await attended(request.receive, runtime.load(body.model, load_options=load, keep_alive=body.keep_alive))
         made = Embeddings([])
     else:
-        made = await attended(request.receive, _embedded(request, body, texts))
+        made = await attended(request.receive, _embedded(runtime, body, texts, load))
         refuse_dimensions(body.dimensions, len(made.vectors[0]))
     answer = {
         "model": body.model,
@@ -179,9 +178,8 @@ async def embed(request: Request, body: Annotated[EmbedBody, Body(openapi_exampl
     return json_response(answer, headers=_headers(request, body))
 
 
-async def _embedded(request: Request, body: EmbedBody, texts: list[str]) -> Embeddings:
+async def _embedded(runtime: Runtime, body: EmbedBody, texts: list[str], load: dict[str, Any]) -> Embeddings:
     """The vectors; with ``truncate`` each text that is too long is cut until it fits."""
-    runtime, load = runtime_of(request), _loading(request, options_for_embedding(body.options))
     texts = list(texts)
     while True:
         try:
@@ -204,7 +202,7 @@ async def embeddings(
     request: Request, body: Annotated[EmbeddingsBody, Body(openapi_examples=examples.EMBEDDINGS_BODIES)]
 ) -> Response:
     """Make a vector of one text, as older clients ask for it."""
-    check_supported(body, UNSUPPORTED)
+    check_supported(body)
     runtime, load = runtime_of(request), _loading(request, options_for_embedding(body.options))
     vector: list[float] = []
     if body.prompt:
@@ -236,11 +234,11 @@ async def ps(request: Request) -> Response:
 @router.post("/api/show", responses=examples.SHOW)
 async def show(request: Request, body: Annotated[NamedBody, Body(openapi_examples=examples.SHOW_BODIES)]) -> Response:
     """Show an installed model."""
-    check_supported(body, UNSUPPORTED)
+    check_supported(body)
     runtime = runtime_of(request)
     sees = {loaded.name: "vision" in loaded.capabilities for loaded in runtime.loaded()}
     about = await asyncio.to_thread(_shown, runtime, body.model, sees)
-    return json_response(about, headers=ignored(body, KNOWN))
+    return json_response(about, headers=ignored(body))
 
 
 def _shown(runtime: Runtime, name: str, loaded: dict[str, bool]) -> dict[str, Any]:
@@ -259,8 +257,8 @@ async def pull(request: Request, body: Annotated[PullBody, Body(openapi_examples
 
     A client that goes away stops it; the next try goes on from there.
     """
-    check_supported(body, UNSUPPORTED)
-    lines, headers = pulled(runtime_of(request), body.reference()), ignored(body, KNOWN)
+    check_supported(body)
+    lines, headers = pulled(runtime_of(request), body.reference()), ignored(body)
     if body.stream is not False:
         return EventStream(lines, PullLines(), settings_of(request).ping_interval, headers)
     await attended(request.receive, finished(lines))
@@ -272,7 +270,7 @@ async def copy(request: Request, body: Annotated[CopyBody, Body(openapi_examples
     """Install a model under a second name; the weights are on the disk once."""
     store = runtime_of(request).models
     await asyncio.to_thread(store.copy, body.source, body.destination)
-    return Response(headers=ignored(body, KNOWN))
+    return Response(headers=ignored(body))
 
 
 @router.delete("/api/delete", responses=examples.DONE, response_class=Response)
@@ -284,4 +282,4 @@ async def delete(
     model = await asyncio.to_thread(runtime.models.get, body.model)
     await runtime.unload(model.name)
     await asyncio.to_thread(runtime.models.remove, model.name)
-    return Response(headers=ignored(body, KNOWN))
+    return Response(headers=ignored(body))

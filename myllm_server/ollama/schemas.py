@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, ConfigDict, Field, PlainValidator
 
@@ -13,7 +13,7 @@ from myllm_core.options import Options, parse_options
 from myllm_core.settings import parse_duration
 from myllm_core.types import Image, Message, Tool, ToolCall, Tools
 from myllm_server.errors import HttpError
-from myllm_server.lenient import Lenient, check_supported, invalid, unsupported_field
+from myllm_server.lenient import Lenient, Unsupported, check_supported, invalid, unsupported_field
 from myllm_server.pictures import from_base64
 from myllm_server.schemas import MAX_INPUTS
 
@@ -23,7 +23,7 @@ _LONGEST_TIME = 60  # characters
 _GO_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)", re.ASCII)
 _GO_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+_UNSUPPORTED: Unsupported = {
     "context": (None, []),
     "height": (None, 0),
     "insecure": (None, False),
@@ -34,9 +34,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "verbose": (None, False),
     "width": (None, 0),
 }
-"""Fields that can't be honoured, each with the values that ask for nothing."""
-
-_UNSUPPORTED_OPTIONS: dict[str, tuple[Any, ...]] = {
+_UNSUPPORTED_OPTIONS: Unsupported = {
     "draft_num_predict": (None, 0),
     "embedding_only": (None, False),
     "f16_kv": (None, True),
@@ -53,9 +51,6 @@ _UNSUPPORTED_OPTIONS: dict[str, tuple[Any, ...]] = {
     "use_mlock": (None, False),
     "vocab_only": (None, False),
 }
-KNOWN = frozenset({*UNSUPPORTED, *(f"options.{name}" for name in _UNSUPPORTED_OPTIONS)})
-"""Where such fields may be given without asking for anything."""
-
 _LOAD_OPTIONS = {
     "num_batch": "n_batch",
     "num_ctx": "n_ctx",
@@ -92,6 +87,8 @@ _Name = Annotated[str, Field(min_length=1, max_length=200, description="an insta
 class ModelOptions(Options):
     """How to generate, by Ollama's names; every option of myllm is one too."""
 
+    unsupported: ClassVar[Unsupported] = _UNSUPPORTED_OPTIONS
+
     model_config = ConfigDict(extra="allow")
 
     num_ctx: int | None = Field(None, ge=1, description="size of the context: the model is loaded again for another")
@@ -114,7 +111,6 @@ class ModelOptions(Options):
 
     def to_core(self, **resolved: Any) -> Options:
         """The same as the core has it. Raises ``HttpError`` for what can't be honoured, ``InvalidOption``."""
-        check_supported(self, _UNSUPPORTED_OPTIONS, "options.")
         values = {name: getattr(self, name) for name in Options.model_fields}
         if self.num_predict is not None:
             if self.max_tokens is not None:
@@ -166,7 +162,6 @@ def conversation(messages: Sequence[ChatMessage]) -> list[Message]:
     told: list[Message] = []
     waiting: list[ToolCall] = []
     for index, message in enumerate(messages):
-        check_supported(message, UNSUPPORTED, f"messages.{index}.")
         content, images = message.content or "", pictures(message.images, f"messages.{index}.images")
         if message.role == "tool":
             call = _answered(index, message, waiting)
@@ -218,7 +213,11 @@ class ToolDefinition(Lenient):
         return Tool(self.function.name, self.function.description or "", self.function.parameters)
 
 
-class _Generation(Lenient):
+class _Body(Lenient):
+    unsupported: ClassVar[Unsupported] = _UNSUPPORTED
+
+
+class _Generation(_Body):
     model: _Name
     stream: bool | None = Field(None, description="answer in lines of JSON as the text is written (true)")
     options: ModelOptions | None = None
@@ -244,7 +243,7 @@ class _Generation(Lenient):
         """How to generate. What is too long is refused, unless ``truncate`` says that it may be cut. Raises
         ``HttpError``, ``InvalidOption``.
         """
-        check_supported(self, UNSUPPORTED)
+        check_supported(self)
         if self.top_logprobs is not None and not self.logprobs:
             raise invalid("top_logprobs", "it needs logprobs: true")
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
@@ -290,7 +289,7 @@ class GenerateBody(_Generation):
             raise unsupported_field("images", "a raw prompt has no images; leave out raw, or send them to chat")
 
 
-class EmbedBody(Lenient):
+class EmbedBody(_Body):
     """Texts to make vectors of."""
 
     model: _Name
@@ -301,7 +300,7 @@ class EmbedBody(Lenient):
     keep_alive: KeepAlive = None
 
 
-class EmbeddingsBody(Lenient):
+class EmbeddingsBody(_Body):
     """A text to make a vector of."""
 
     model: _Name
@@ -313,7 +312,7 @@ class EmbeddingsBody(Lenient):
 _ByEitherName = Field(validation_alias=AliasChoices("model", "name"), min_length=1, max_length=200)
 
 
-class NamedBody(Lenient):
+class NamedBody(_Body):
     """A body that only says which model."""
 
     model: str = _ByEitherName
@@ -332,7 +331,7 @@ class PullBody(NamedBody):
         return self.model
 
 
-class CopyBody(Lenient):
+class CopyBody(_Body):
     """What to copy, and to which name."""
 
     source: _Name
@@ -340,11 +339,8 @@ class CopyBody(Lenient):
 
 
 def options_for_embedding(options: ModelOptions | None) -> dict[str, Any]:
-    """What the model must be loaded with; the other options mean nothing for vectors. Raises ``HttpError``."""
-    if options is None:
-        return {}
-    check_supported(options, _UNSUPPORTED_OPTIONS, "options.")
-    return options.load_options()
+    """What the model must be loaded with; the other options mean nothing for vectors."""
+    return options.load_options() if options else {}
 
 
 def refuse_dimensions(wanted: int | None, length: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Body, Request
 from pydantic import BeforeValidator, Field, WithJsonSchema
@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from myllm_server.errors import json_response
 from myllm_server.examples import answer, bodies
-from myllm_server.lenient import Lenient, check_supported, ignored
+from myllm_server.lenient import Lenient, Unsupported, check_supported, ignored
 from myllm_server.schemas import MAX_INPUTS, ModelName
 from myllm_server.state import client_of, engine_header, runtime_of
 from myllm_server.stream import attended
@@ -20,13 +20,12 @@ from myllm_server.strict import StrictRoute
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=StrictRoute)
 
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+_UNSUPPORTED: Unsupported = {
     "max_chunks_per_doc": (None,),
     "max_tokens_per_doc": (None,),
     "rank_fields": (None, [], ["text"]),
     "return_embeddings": (None, False),
 }
-"""Fields that can't be honoured, each with the values that ask for nothing."""
 
 
 def _text(value: object) -> object:
@@ -48,6 +47,8 @@ _Text = Annotated[str, BeforeValidator(_text), WithJsonSchema(_DOCUMENT)]
 
 class RerankBody(Lenient):
     """A query, and the documents to put in order."""
+
+    unsupported: ClassVar[Unsupported] = _UNSUPPORTED
 
     model: ModelName
     query: _Text = Field(json_schema_extra={"description": "what the documents are to be about"})
@@ -77,7 +78,7 @@ async def rerank(
     body: Annotated[RerankBody, Body(openapi_examples=bodies(two=("Two documents", _ASKED)))],
 ) -> Response:
     """Put documents in order, the best first: by a reranker's own scores, else by the cosine of embeddings, -1 to 1."""
-    check_supported(body, UNSUPPORTED)
+    check_supported(body)
     work = runtime_of(request).rerank(body.model, body.query, body.documents, client=client_of(request))
     made = await attended(request.receive, work)
     order = sorted(range(len(made.scores)), key=lambda index: -made.scores[index])[: body.top_n]
@@ -89,7 +90,7 @@ async def rerank(
         "results": [_result(index, made.scores[index], body) for index in order],
         "usage": {"prompt_tokens": made.prompt_tokens, "total_tokens": made.prompt_tokens},
     }
-    return json_response(found, headers=ignored(body, UNSUPPORTED) | engine_header(request, body.model))
+    return json_response(found, headers=ignored(body) | engine_header(request, body.model))
 
 
 def _result(index: int, score: float, body: RerankBody) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from myllm_server.lenient import ignored
 from myllm_server.openai import examples, shapes
 from myllm_server.openai.choices import Generation, read_all, together
 from myllm_server.openai.frames import ChatChunks, CompletionChunks
-from myllm_server.openai.schemas import UNSUPPORTED, ChatBody, CompletionBody, EmbeddingsBody
+from myllm_server.openai.schemas import ChatBody, CompletionBody, EmbeddingsBody
 from myllm_server.state import client_of, engine_header, runtime_of, settings_of
 from myllm_server.stream import EventStream, attended
 from myllm_server.strict import StrictRoute
@@ -52,7 +52,7 @@ async def chat_completions(
     Fields that OpenAI defines are honoured or refused; others are ignored and named in the header `x-myllm-ignored`.
     """
     messages, answers = body.to_core()
-    runtime, client = runtime_of(request), client_of(request, body.user)
+    runtime, client = runtime_of(request), client_of(request, body.asker)
     engine = runtime.engine_of(body.model)
     tools = body.tools_to_core()
     generations = [
@@ -71,7 +71,7 @@ async def chat_completions(
         shapes.head("chatcmpl", "chat.completion", body.model, engine),
         [shapes.chat_choice(index, events, bool(body.logprobs)) for index, events in enumerate(choices)],
         counts,
-        ignored(body, UNSUPPORTED),
+        ignored(body),
     )
 
 
@@ -81,7 +81,7 @@ async def completions(
 ) -> Response:
     """Continue raw prompts, without a chat template: 16 tokens when `max_tokens` isn't given."""
     prompts, answers = body.to_core()
-    runtime, client = runtime_of(request), client_of(request, body.user)
+    runtime, client = runtime_of(request), client_of(request, body.asker)
     engine = runtime.engine_of(body.model)
     asked = [(prompt, options) for prompt in prompts for options in answers]
     generations = [runtime.generate(body.model, prompt, options=options, client=client) for prompt, options in asked]
@@ -97,7 +97,7 @@ async def completions(
             for index, events in enumerate(choices)
         ],
         counts,
-        ignored(body, UNSUPPORTED),
+        ignored(body),
     )
 
 
@@ -121,7 +121,7 @@ async def embeddings(
     ]
     counts = {"prompt_tokens": made.prompt_tokens, "total_tokens": made.prompt_tokens}
     found = {"object": "list", "data": data, "model": body.model, "usage": counts}
-    return json_response(found, headers=ignored(body, UNSUPPORTED) | engine_header(request, body.model))
+    return json_response(found, headers=ignored(body) | engine_header(request, body.model))
 
 
 async def _as_text(runtime: Runtime, model: str, given: str | list[int]) -> str:
@@ -136,7 +136,7 @@ def _stream(
     per_prompt: int,
 ) -> Response:
     events = together(generations, per_prompt)
-    return EventStream(events, chunks, settings_of(request).ping_interval, ignored(body, UNSUPPORTED))
+    return EventStream(events, chunks, settings_of(request).ping_interval, ignored(body))
 
 
 async def _whole(

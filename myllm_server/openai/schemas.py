@@ -5,14 +5,14 @@ Fields that the dialect defines are honoured or refused; others are ignored and 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from myllm_core.options import Options, parse_options
 from myllm_core.types import Message, ToolCall, Tools
-from myllm_server.lenient import Lenient, check_supported, invalid, unsupported_field
+from myllm_server.lenient import Lenient, Unsupported, check_supported, invalid
 from myllm_server.openai.tools import ChatTool, ChatToolChoice, Mode, tools_to_core
 from myllm_server.pictures import Content, Parts
 from myllm_server.schemas import MAX_INPUTS, ModelName
@@ -22,18 +22,22 @@ COMPLETION_TOKENS = 16
 """The dialect's own default for raw prompts, which have no end of their own."""
 _SEEDS = 2**32
 
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+_UNSUPPORTED: Unsupported = {
     "audio": (None,),
     "best_of": (None, 1),
     "function_call": (None, "none", "auto"),
     "functions": (None, []),
+    "metadata": (None, {}),  # it is for answers that are kept
     "modalities": (None, ["text"]),
+    "moderation": (None,),
+    "prompt_cache_options": (None,),
+    "prompt_cache_retention": (None, "in_memory"),
+    "service_tier": (None, "auto", "default"),
     "store": (None, False),
     "suffix": (None, ""),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }
-"""Fields that can't be honoured, each with the values that ask for nothing."""
 
 
 def _joined(value: object) -> object:
@@ -146,8 +150,11 @@ class CalledTool(Lenient):
 class ChatMessage(Lenient):
     """One message of a conversation."""
 
+    unsupported: ClassVar[Unsupported] = {"audio": (None,), "function_call": (None,)}
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: _Content = None
+    refusal: str | None = Field(None, description="what an earlier reply refused, which is its text too")
     reasoning_content: str | None = None
     tool_calls: list[CalledTool] | None = None
     tool_call_id: str | None = None
@@ -155,16 +162,13 @@ class ChatMessage(Lenient):
     def to_core(self, index: int) -> Message:
         """The same as the core has it. Raises ``HttpError`` for one that can't be."""
         where = f"messages.{index}"
-        for field in ("audio", "function_call"):
-            if (self.model_extra or {}).get(field) is not None:
-                raise unsupported_field(f"{where}.{field}")
         if self.tool_calls and self.role != "assistant":
             raise invalid(f"{where}.tool_calls", "only an assistant's message has them")
         if self.role == "tool" and not self.tool_call_id:
             raise invalid(f"{where}.tool_call_id", "say which call this is the result of")
-        if self.content is None and not self.tool_calls:
+        if self.content is None and self.refusal is None and not self.tool_calls:
             raise invalid(f"{where}.content", "send a text, or parts")
-        content = self.content or Content()
+        content = self.content or Content(self.refusal or "")
         if content.urls and self.role not in ("user", "tool"):
             raise invalid(f"{where}.content", f"a message of role {self.role} has no images; a user's has")
         calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in self.tool_calls or ())
@@ -176,11 +180,15 @@ class ChatMessage(Lenient):
 class StreamOptions(Lenient):
     """How to stream."""
 
+    unsupported: ClassVar[Unsupported] = {"include_obfuscation": (None, False)}
+
     include_usage: bool | None = Field(None, description="end with a chunk that has the usage and no choices")
 
 
 class Generation(Options):
     """What chats and completions have in common. Every option of myllm is a field, also those OpenAI doesn't have."""
+
+    unsupported: ClassVar[Unsupported] = _UNSUPPORTED
 
     model_config = ConfigDict(extra="allow")
 
@@ -190,6 +198,13 @@ class Generation(Options):
     stream: bool | None = Field(None, description="answer in Server-Sent Events as the text is written (false)")
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="users of one address take turns when the model is busy")
+    safety_identifier: str | None = Field(None, description="the newer name of `user`")
+    prompt_cache_key: str | None = Field(None, description="nothing to do: what a prompt begins with is kept by itself")
+
+    @property
+    def asker(self) -> str | None:
+        """Who of those at one address asks."""
+        return self.user or self.safety_identifier
 
     @property
     def include_usage(self) -> bool:
@@ -238,6 +253,9 @@ class ChatBody(Generation):
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1, description="the same as `max_tokens`")
     response_format: ResponseFormat | None = None
+    prediction: dict[str, Any] | None = Field(
+        None, description="nothing to do: a guess at the answer may make it quicker, never another one"
+    )
     logprobs: bool | None = Field(None, description="log probabilities of the tokens")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="and of so many others; needs `logprobs`")
     tools: list[ChatTool] | None = Field(None, description="the functions that the model may call")
@@ -253,7 +271,7 @@ class ChatBody(Generation):
 
     def to_core(self) -> tuple[list[Message], list[Options]]:
         """The conversation, and the options of each answer. Raises ``HttpError`` for what can't be honoured."""
-        check_supported(self, UNSUPPORTED)
+        check_supported(self)
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         if self.max_tokens not in (None, limit):
             raise invalid("max_tokens", "it isn't max_completion_tokens; send one of them")
@@ -275,7 +293,7 @@ class CompletionBody(Generation):
 
     def to_core(self) -> tuple[list[str | list[int]], list[Options]]:
         """The prompts, and the options of each prompt's answers. Raises ``HttpError`` for what can't be honoured."""
-        check_supported(self, UNSUPPORTED)
+        check_supported(self)
         if self.echo and self.logprobs is not None:
             raise invalid("logprobs", "a prompt's own log probabilities aren't known; leave out echo or logprobs")
         if len(self.prompt) * (self.n or 1) > MAX_CHOICES:

@@ -180,8 +180,11 @@ def test_why_an_answer_ended(told: LiveServer, live: LiveServer) -> None:
 
 
 def test_a_stop_sequence_is_told(told: LiveServer) -> None:
-    said = tell(told, ("request", ""), END, stop_sequences=["a", "b"])
-    assert "stop=('a', 'b')" in said.json["content"][0]["text"]
+    for stream in (False, True):
+        answer = tell(told, ("text", "so far ST"), ("text", "OP"), END, stop_sequences=["no", "STOP"], stream=stream)
+        last = events_of(answer)[-2]["delta"] if stream else answer.json
+        assert (last["stop_reason"], last["stop_sequence"]) == ("stop_sequence", "STOP")
+        assert stream or answer.json["content"] == [{"type": "text", "text": "so far "}]
 
 
 def test_what_reaches_the_engine(told: LiveServer) -> None:
@@ -252,6 +255,12 @@ def test_options_of_myllm_are_fields_too(told: LiveServer) -> None:
         ({"messages": user([{"type": "tool_result", "tool_use_id": "c9", "content": "4"}])}, "c9"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools.0.type: web_search_20250305"),
         ({"tools": [{"name": "f"}]}, "tools.0.input_schema:"),
+        ({"tools": [{"name": "f", "input_schema": {}, "defer_loading": True}]}, "tools.0.defer_loading:"),
+        ({"tools": [{"name": "f", "input_schema": {}, "input_examples": [{}]}]}, "tools.0.input_examples:"),
+        (
+            {"messages": user([{"type": "text", "text": "x", "citations": [{}]}])},
+            "messages.0.content.0.citations: this server",
+        ),
         ({"tool_choice": {"type": "any"}}, "tool_choice: there are no tools"),
         ({"tools": [{"name": "f", "input_schema": {"type": "object"}}], "tool_choice": {"type": "tool"}}, "say which"),
         ({"container": "c"}, "container: this server can't do that"),

@@ -245,6 +245,10 @@ def test_vectors(live: LiveServer) -> None:
     assert one["embeddings"] == [[3.0, 1.0]] and one["prompt_eval_count"] == 1 and one["total_duration"] > 0
     many = live.post("/ollama/api/embed", {"model": "echo", "input": ["abc", "d"], "truncate": True, "dimensions": 2})
     assert many.json["embeddings"] == [[3.0, 1.0], [1.0, 1.0]]
+    loading = {"model": "echo", "input": "", "options": {"num_ctx": 128}}
+    for path, text in (("embed", "input"), ("embeddings", "prompt")):
+        refused = live.post(f"/ollama/api/{path}", loading | {text: ""})
+        assert refused.status == 400 and "_ctx" in refused.json["error"]
     for nothing in ("", []):
         assert live.post("/ollama/api/embed", {"model": "echo", "input": nothing}).json["embeddings"] == []
     other = live.post("/ollama/api/embed", {"model": "echo", "input": "abc", "dimensions": 3})

@@ -117,6 +117,7 @@ def test_both_names_of_the_limit_hold(live: LiveServer, field: str) -> None:
         {"role": "user", "content": [{"type": "text", "text": "hi"}]},
         {"role": "assistant", "content": "hi", "tool_calls": None, "refusal": None, "audio": None},
         {"role": "assistant", "content": [{"type": "text", "text": "hi"}], "reasoning_content": "hm"},
+        {"role": "assistant", "content": None, "refusal": "hi"},
         {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "hi"}]},
     ],
 )
@@ -144,6 +145,11 @@ def test_text_parts_become_lines(live: LiveServer) -> None:
         ({"verbosity": "low"}, "verbosity"),
         ({"web_search_options": {}}, "web_search_options"),
         ({"store": True}, "store"),
+        ({"metadata": {"a": "b"}}, "metadata"),
+        ({"moderation": {}}, "moderation"),
+        ({"prompt_cache_retention": "24h"}, "prompt_cache_retention"),
+        ({"service_tier": "flex"}, "service_tier"),
+        ({"stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
         ({"messages": [{"role": "assistant", "audio": {"id": "a"}, "content": "x"}]}, "messages[0].audio"),
         ({"messages": [{"role": "assistant", "function_call": {"name": "f"}}]}, "messages[0].function_call"),
     ],
@@ -167,6 +173,13 @@ def test_fields_that_ask_for_nothing_are_taken(live: LiveServer) -> None:
         "logit_bias": {},
         "modalities": ["text"],
         "store": False,
+        "metadata": {},
+        "prompt_cache_key": "mine",
+        "prompt_cache_retention": "in_memory",
+        "prediction": {"type": "content", "content": "hi"},
+        "safety_identifier": "ada",
+        "service_tier": "auto",
+        "stream_options": {"include_obfuscation": False},
         "n": None,
         "stop": None,
         "seed": None,
@@ -259,11 +272,11 @@ def test_what_the_model_cannot_do_is_refused(live: LiveServer) -> None:
 
 def test_fields_that_openai_does_not_have_are_named(live: LiveServer) -> None:
     messages = [{"role": "user", "content": "hi", "name": "Ada", "x": None}]
-    fields = {"top_a": 1, "metadata": {"a": "b"}, "stream_options": {"foo": 1}, "nothing": None}
+    fields = {"top_a": 1, "stream_options": {"foo": 1}, "nothing": None}
     for stream in (False, True):
         answer = ask(live, messages=messages, stream=stream, **fields)
         assert answer.status == 200
-        assert answer.headers["x-myllm-ignored"] == "messages.name, metadata, stream_options.foo, top_a"
+        assert answer.headers["x-myllm-ignored"] == "messages.name, stream_options.foo, top_a"
     hostile = {"a\r\nset-cookie: x": 1, "é": 1, "y" * 100: 1} | {f"f{i}": 1 for i in range(100)}
     answer = ask(live, **hostile)
     assert answer.status == 200 and "set-cookie" not in answer.headers

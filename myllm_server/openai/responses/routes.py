@@ -14,7 +14,7 @@ from myllm_server.errors import json_response
 from myllm_server.lenient import ignored
 from myllm_server.openai.responses import examples
 from myllm_server.openai.responses.frames import ResponseEvents
-from myllm_server.openai.responses.schemas import RESPONSE_ID, UNSUPPORTED, ResponseBody
+from myllm_server.openai.responses.schemas import RESPONSE_ID, ResponseBody
 from myllm_server.openai.responses.shapes import META, document, new_id, session_of, stored_document
 from myllm_server.state import client_of, engine_header, runtime_of, settings_of
 from myllm_server.stream import EventStream, attended, collected
@@ -49,11 +49,11 @@ async def respond(request: Request, body: Annotated[ResponseBody, Body(openapi_e
         options=options,
         tools=tools,
         instructions=body.instructions or "",
-        client=client_of(request, body.user),
+        client=client_of(request, body.user or body.safety_identifier),
         **place,
     )
     frames = ResponseEvents(document(response_id, told))
-    headers = ignored(body, UNSUPPORTED) | engine_header(request, body.model)
+    headers = ignored(body) | engine_header(request, body.model)
     if body.stream:
         return EventStream(events, frames, settings_of(request).ping_interval, headers)
     seen, finish = await attended(request.receive, collected(events))

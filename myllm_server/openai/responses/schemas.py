@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from myllm_core.options import Options, parse_options
 from myllm_core.types import Message, ToolCall, Tools
-from myllm_server.lenient import Lenient, check_supported, invalid
+from myllm_server.lenient import Lenient, Unsupported, check_supported, invalid
 from myllm_server.openai.tools import Mode, ResponseTool, ResponseToolChoice, tools_to_core
 from myllm_server.pictures import Content, Parts
 from myllm_server.schemas import ModelName
 
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+_UNSUPPORTED: Unsupported = {
     "access_programs": (None,),
     "background": (None, False),
     "background_options": (None,),
@@ -30,7 +30,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "service_tier": (None, "auto", "default"),
     "top_logprobs": (None, 0),
 }
-"""Fields of responses that can't be honoured, each with the values that ask for nothing."""
 
 RESPONSE_ID = r"^resp_[0-9a-f]{48}$"
 _TEXTS = ("input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text")
@@ -67,7 +66,11 @@ _Content = Annotated[
 class Item(Lenient):
     """A message, a call of an earlier response, its result, or reasoning."""
 
+    unsupported: ClassVar[Unsupported] = {"encrypted_content": (None,)}
+
     type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
+    id: str | None = Field(None, description="nothing to do, as `status`: items of a response may be sent as they are")
+    status: str | None = None
     role: Literal["system", "developer", "user", "assistant"] | None = None
     content: _Content | None = None
     call_id: str | None = None
@@ -94,17 +97,34 @@ class Format(Lenient):
 class Text(Lenient):
     """How the text is to be."""
 
+    unsupported: ClassVar[Unsupported] = {"verbosity": (None, "medium")}
+
     format: Format | None = None
 
 
 class Reasoning(Lenient):
     """How much a model that reasons does so."""
 
+    unsupported: ClassVar[Unsupported] = {
+        "context": (None, "auto"),
+        "generate_summary": (None,),
+        "mode": (None, "standard"),
+        "summary": (None, "auto"),
+    }
+
     effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
+
+
+class StreamOptions(Lenient):
+    """How to stream."""
+
+    unsupported: ClassVar[Unsupported] = {"include_obfuscation": (None, False)}
 
 
 class ResponseBody(Lenient):
     """What to respond to. The response is kept, unless ``store`` is false, and another one can go on from it."""
+
+    unsupported: ClassVar[Unsupported] = _UNSUPPORTED
 
     model: ModelName
     input: Annotated[list[Item], BeforeValidator(_items)] = Field(
@@ -127,16 +147,15 @@ class ResponseBody(Lenient):
     )
     metadata: dict[str, str] | None = Field(None, max_length=16, description="kept with the response")
     user: str | None = None
+    safety_identifier: str | None = Field(None, description="the newer name of `user`")
+    prompt_cache_key: str | None = Field(None, description="nothing to do: what a prompt begins with is kept by itself")
+    stream_options: StreamOptions | None = None
 
     def check(self) -> None:
         """Raise ``HttpError`` for a field that can't be honoured."""
-        check_supported(self, UNSUPPORTED)
+        check_supported(self)
         for index, item in enumerate(self.input):
             _check_item(index, item)
-        if self.text is not None:
-            check_supported(self.text, {"verbosity": (None, "medium")}, "text.")
-        if self.reasoning is not None:
-            check_supported(self.reasoning, {"summary": (None, "auto"), "generate_summary": (None,)}, "reasoning.")
 
     def messages(self) -> list[Message]:
         """The conversation that the input is; calls side by side are of one message."""
