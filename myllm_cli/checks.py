@@ -205,7 +205,7 @@ def _existing(folder: Path) -> Path:
 
 
 def _memory() -> Iterator[Finding]:
-    from myllm_core.runtime.memory import free_memory
+    from myllm_core.machine import free_memory
 
     free = free_memory()
     if free < _LITTLE_MEMORY:

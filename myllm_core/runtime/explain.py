@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from myllm_core.errors import MyllmError
+from myllm_core.machine import free_memory
 from myllm_core.models.manifest import Model
 from myllm_core.plugins import Plugins
 from myllm_core.runtime.choose import Candidate, candidates, choose_engine, estimated, load_options
-from myllm_core.runtime.memory import free_memory
 from myllm_core.settings import Settings
 
 

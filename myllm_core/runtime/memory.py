@@ -1,17 +1,14 @@
-"""How much memory a model may take: what the machine has free, and what this process's control group may still use."""
+"""Whether a model fits into the memory that is free, and what a process takes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
 if TYPE_CHECKING:
     from myllm_core.engine import MemoryEstimate
-
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +34,6 @@ def shortage(needs: MemoryEstimate, free: int, held_on_device: int = 0) -> Short
 def wants_more(needs: MemoryEstimate) -> bool:
     """Whether a model that fits would be quicker with more of the accelerator's memory."""
     return needs.device_free is not None and needs.device > needs.device_free
-
-
-def free_memory() -> int:
-    """Bytes that can be allocated now without swapping, within the control group's limit (cgroup v2)."""
-    return min(psutil.virtual_memory().available, _cgroup_free())
-
-
-def _cgroup_free() -> int:
-    try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        if limit == "max":
-            return 2**63
-        used = int((_CGROUP / "memory.current").read_text())
-        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        return int(limit) - used + int(stat.get("inactive_file", 0))
-    except (OSError, ValueError):
-        return 2**63
 
 
 def used_memory(pid: int | None) -> int:

@@ -18,11 +18,12 @@ from typing import Any
 
 from myllm_core.engine import MemoryEstimate
 from myllm_core.errors import EngineError, MyllmError, OutOfMemory, Overloaded, WorkerDied
+from myllm_core.machine import free_memory
 from myllm_core.models.manifest import Model
 from myllm_core.plugins import Plugins
 from myllm_core.runtime.choose import choose_engine, estimated, load_options
 from myllm_core.runtime.handle import Handle, LoadOrder, OnProgress
-from myllm_core.runtime.memory import Shortage, free_memory, readable, shortage, wants_more
+from myllm_core.runtime.memory import Shortage, readable, shortage, wants_more
 from myllm_core.runtime.observe import Observer
 from myllm_core.runtime.process import WorkerProcess
 from myllm_core.runtime.slot import Lease, Loaded, Slot

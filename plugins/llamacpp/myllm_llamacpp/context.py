@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from myllm_core.errors import EngineError
+from myllm_core.machine import free_cores
 from myllm_llamacpp.bindings import library, logger
-from myllm_llamacpp.hardware import free_cores
 from myllm_llamacpp.model import Model, explain
 from myllm_llamacpp.options import LoadSettings
 from myllm_llamacpp.threads import Threads

@@ -85,11 +85,12 @@ class LlamaCppEngine(TokenEngine):
     @classmethod
     def estimate(cls, model: Model, options: Mapping[str, Any]) -> MemoryEstimate:
         """Weights, KV cache and buffers, from the file's metadata. Raises ``IntegrityError`` for a damaged one."""
-        from myllm_llamacpp import devices, hardware, memory
+        from myllm_core import machine
+        from myllm_llamacpp import devices, memory
         from myllm_llamacpp.files import files_of
 
         settings = LoadSettings.parse(options)
-        files, free = files_of(model, settings), hardware.free_memory()
+        files, free = files_of(model, settings), machine.free_memory()
         split = _split(files, settings, free, devices.ask_gpus() if settings.n_gpu_layers else [], now=False)
         size = files.size + memory.draft_bytes(files, settings, free) + memory.vision_bytes(files)
         return memory.estimate(memory.shape_of(files.headers[0]), settings, size, free, split)
@@ -231,9 +232,10 @@ def _room(files: Files, settings: LoadSettings, devices: list[Device]) -> tuple[
 
     Raises ``OutOfMemory``: Linux would grant the memory, then kill the process.
     """
-    from myllm_llamacpp import hardware, memory
+    from myllm_core import machine
+    from myllm_llamacpp import memory
 
-    size, free = files.size, hardware.free_memory()
+    size, free = files.size, machine.free_memory()
     shape = memory.shape_of(files.headers[0])
     split = _split(files, settings, free, devices, now=True)
     if split is not None:

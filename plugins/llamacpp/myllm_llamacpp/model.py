@@ -12,8 +12,8 @@ from typing import Any
 
 from myllm_core.engine import LoadProgress
 from myllm_core.errors import EngineError, OutOfMemory
+from myllm_core.machine import free_memory
 from myllm_llamacpp.bindings import library
-from myllm_llamacpp.hardware import free_memory
 from myllm_llamacpp.lora import Adapter
 from myllm_llamacpp.options import LoadSettings
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from myllm_llamacpp import hardware
+from myllm_core.machine import free_memory
 from myllm_llamacpp.context import Ints
 
 Bytes = npt.NDArray[np.uint8]
@@ -48,7 +48,7 @@ class States:
 
     def takes(self, size: int) -> bool:
         """Whether a copy of so many bytes would be kept; memory that others need more isn't taken."""
-        return 0 < size <= self.limit and size <= hardware.free_memory() // 2
+        return 0 < size <= self.limit and size <= free_memory() // 2
 
     def put(self, state: State) -> None:
         """Keep a copy that ``takes`` agreed to."""
@@ -67,4 +67,4 @@ class States:
 
 def automatic_limit() -> int:
     """Bytes to keep when nobody said how many."""
-    return min(hardware.free_memory() // _AUTO_SHARE, _AUTO_MOST)
+    return min(free_memory() // _AUTO_SHARE, _AUTO_MOST)

@@ -13,7 +13,7 @@ from myllm_llamacpp.engine import LlamaCppEngine
 from myllm_llamacpp.offload import MARGIN, Demand, Layers, layers_of, split
 from myllm_llamacpp.options import LoadSettings
 
-from myllm_core import Manifest, Model, ModelFile
+from myllm_core import Manifest, Model, ModelFile, machine
 from myllm_core.errors import EngineError, OutOfMemory
 from myllm_core.models.gguf import read_gguf
 
@@ -122,10 +122,10 @@ def test_loading_takes_what_fits_now_and_refuses_more(on_gpu):
 
 
 def test_memory_of_the_host_that_a_gpu_spares_is_not_needed(on_gpu, monkeypatch):
-    monkeypatch.setattr(hardware, "free_memory", lambda: 0)
+    monkeypatch.setattr(machine, "free_memory", lambda: 0)
     with pytest.raises(OutOfMemory, match="the context needs") as error:
         on_gpu(n_gpu_layers=0)
-    monkeypatch.setattr(hardware, "free_memory", lambda: error.value.data["needed"] - 10 * MIB)
+    monkeypatch.setattr(machine, "free_memory", lambda: error.value.data["needed"] - 10 * MIB)
     assert on_gpu(gpu(8 * 2**30))[0] == 31
     with pytest.raises(OutOfMemory, match="the context needs"):
         on_gpu(gpu(8 * 2**30, kind=2))  # an integrated one's memory is the host's

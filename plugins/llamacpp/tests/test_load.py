@@ -11,7 +11,7 @@ from pathlib import Path
 import gguf
 import psutil
 import pytest
-from myllm_llamacpp import hardware, memory
+from myllm_llamacpp import memory
 from myllm_llamacpp.engine import LlamaCppEngine
 from myllm_llamacpp.options import LoadSettings
 
@@ -205,22 +205,6 @@ def test_memory_decides_between_the_extremes(smollm2_gguf):
     tokens = shape.context(LoadSettings(), 100 * 2**20, 1100 * 2**20)
     assert 2048 < tokens < 16_384
     assert tokens * shape.cache_bytes(LoadSettings()) <= 0.25 * 1000 * 2**20
-
-
-def test_cores_and_memory_are_within_the_machine():
-    assert 1 <= hardware.free_cores() <= (psutil.cpu_count() or 1)
-    assert 0 < hardware.free_memory() <= psutil.virtual_memory().total
-
-
-def test_a_control_group_that_limits_us_counts(tmp_path, monkeypatch):
-    (tmp_path / "outer/inner").mkdir(parents=True)
-    (tmp_path / "outer/cpu.max").write_text("150000 100000\n")
-    (tmp_path / "outer/inner/cpu.max").write_text("max 100000\n")
-    (tmp_path / "outer/memory.max").write_text(str(300 * 2**20))
-    (tmp_path / "outer/memory.current").write_text(str(100 * 2**20))
-    monkeypatch.setattr(hardware, "_cgroup_folders", lambda name: [tmp_path / "outer/inner", tmp_path / "outer"])
-    assert hardware.free_cores() == 1
-    assert hardware.free_memory() == 200 * 2**20
 
 
 def damage(source: bytes, kind: str) -> bytes:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from myllm_llamacpp.hardware import free_cores
 from myllm_llamacpp.threads import Crowding
+
+from myllm_core.machine import free_cores
 
 
 def windows(crowding: Crowding, count: int, share: float, pushed: int = 30, idle: float = 0.0) -> list[int]:

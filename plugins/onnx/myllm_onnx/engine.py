@@ -11,8 +11,8 @@ from myllm_core import MemoryEstimate, Model, Support
 from myllm_core.assembled import WRITES, AssembledEngine, Parts
 from myllm_core.engine import LoadProgress
 from myllm_core.errors import EngineMissing, IntegrityError, StorageError, UnsupportedError
+from myllm_core.machine import free_memory
 from myllm_core.models.onnx_file import checked_graph
-from myllm_core.runtime.memory import free_memory
 from myllm_onnx import memory
 from myllm_onnx.layout import Layout, find_layout
 from myllm_onnx.options import LoadSettings

@@ -11,7 +11,7 @@ from myllm_core.allocator import give_back
 from myllm_core.assembled import WRITES, AssembledEngine, Parts
 from myllm_core.engine import LoadProgress
 from myllm_core.errors import EngineMissing, IntegrityError, OutOfMemory, StorageError, UnsupportedError
-from myllm_core.runtime.memory import free_memory
+from myllm_core.machine import free_memory
 from myllm_optimum.files import Export, find_export, probe_export
 from myllm_optimum.options import LoadSettings
 

@@ -15,8 +15,8 @@ from myllm_core import Image, MemoryEstimate, Model, Support
 from myllm_core.assembled import WRITES, AssembledEngine, Parts
 from myllm_core.engine import LoadProgress
 from myllm_core.errors import EngineMissing, MyllmError, UnsupportedError
+from myllm_core.machine import free_memory
 from myllm_core.models.hub_files import HubFiles
-from myllm_core.runtime.memory import free_memory
 from myllm_core.types import Scores
 from myllm_transformers.options import LoadSettings
 from myllm_transformers.scoring import scores_documents

@@ -18,9 +18,9 @@ import torch  # noqa: TID253 - this module is imported when a model is loaded
 
 from myllm_core.allocator import give_back
 from myllm_core.errors import EngineError, EngineMissing, IntegrityError, MyllmError, OutOfMemory
+from myllm_core.machine import free_memory
 from myllm_core.models.config_file import read_config
 from myllm_core.models.hub_files import HubFiles
-from myllm_core.runtime.memory import free_memory
 from myllm_transformers.options import LoadSettings
 from myllm_transformers.shape import Shape, dtype_on_host
 
