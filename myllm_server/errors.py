@@ -18,6 +18,7 @@ from myllm_core.errors import MyllmError
 
 _MAX_NAME = 60
 _COME_BACK = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+_NO_OBJECT = ("model_type", "model_attributes_type", "dict_type")
 _CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed"}
 
 
@@ -88,7 +89,7 @@ def refusal(error: RequestValidationError, known: Sequence[str] | None = None) -
     if known is not None:
         message = f"unknown field {where}; known: {', '.join(known) or 'none'}"
         return HttpError(422, "unknown_field", message, param=where)
-    said = first["msg"].removeprefix("Value error, ")
+    said = "should be a JSON object" if first["type"] in _NO_OBJECT else first["msg"].removeprefix("Value error, ")
     message = f"{where}: {said[:1].lower()}{said[1:]}"
     if len(problems) > 1:
         message += f" (and {len(problems) - 1} more)"

@@ -28,11 +28,15 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::\
 _METHODS = b"GET, POST, PUT, PATCH, DELETE, OPTIONS"
 _EXPOSED = (b"access-control-expose-headers", b"x-request-id, x-myllm-engine, x-myllm-ignored, retry-after")
 _OPEN_PATH = "/health"
+_ASK = {"www-authenticate": "Bearer"}
 _NO_KEY = HttpError(
     401,
     "unauthorized",
     "this server wants a key: send the header authorization: Bearer KEY, or x-api-key: KEY",
-    headers={"www-authenticate": "Bearer"},
+    headers=_ASK,
+)
+_WRONG_KEY = HttpError(
+    401, "unauthorized", "this key opens nothing here; it is mistyped or revoked (myllm keys list)", headers=_ASK
 )
 _SCOPE = HttpError(
     403, "scope_missing", "this needs a key with the scope manage; make one: myllm keys create NAME --scope manage"
@@ -110,6 +114,7 @@ class Guard:
         if scope["path"] == _OPEN_PATH:
             return None
         holder: ApiKey | None = ANYBODY
+        offered: list[bytes] = []
         if self.keys.wanted():
             offered = _offered(headers)
             holder = self.keys.find(offered)
@@ -117,7 +122,7 @@ class Guard:
             if refusal is not None:
                 return refusal
         if holder is None:
-            return _NO_KEY
+            return _WRONG_KEY if offered else _NO_KEY
         scope.setdefault("state", {})["key"] = holder
         return None if holder.may(scope_for(scope["method"], scope["path"])) else _SCOPE
 

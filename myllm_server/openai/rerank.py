@@ -32,7 +32,7 @@ def _text(value: object) -> object:
     if isinstance(value, dict):
         value = value.get("text")
     if not isinstance(value, str) or not value:
-        raise PydanticCustomError("text", 'send a text that isn\'t empty, or {{"text": "…"}}')
+        raise PydanticCustomError("text", 'send a text that isn\'t empty, or {"text": "…"}')
     return value
 
 

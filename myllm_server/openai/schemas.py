@@ -63,7 +63,7 @@ def _url_of(index: int, image: object) -> str:
         return url
     raise PydanticCustomError(
         "content_part",
-        'part {index} should be {{"type": "image_url", "image_url": {{"url": "data:…"}}}}',
+        'part {index} should be {"type": "image_url", "image_url": {"url": "data:…"}}',
         {"index": index},
     )
 
@@ -79,9 +79,7 @@ def _text_of(index: int, part: object) -> str:
             "part {index} is of type {kind}; only text and image_url are taken here",
             {"index": index, "kind": kind},
         )
-    raise PydanticCustomError(
-        "content_part", 'part {index} should be {{"type": "text", "text": "…"}}', {"index": index}
-    )
+    raise PydanticCustomError("content_part", 'part {index} should be {"type": "text", "text": "…"}', {"index": index})
 
 
 def _listed(value: object) -> object:

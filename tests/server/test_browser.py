@@ -336,7 +336,7 @@ def test_the_docs_page_asks_for_the_key_and_sends_it(page: Any, start: StartServ
         assert page.inner_text("#refused") == ""
         page.fill("#secret", "wrong")
         page.press("#secret", "Enter")
-        page.wait_for_selector('#refused:has-text("wants a key")')
+        page.wait_for_selector('#refused:has-text("opens nothing")')
         page.fill("#secret", "0pen")
         page.press("#secret", "Enter")
         page.click('[data-path="/api/ps"]')

@@ -201,6 +201,7 @@ def test_fields_that_ask_for_nothing_are_taken(live: LiveServer) -> None:
     [
         ({"messages": []}, "messages"),
         ({"messages": "hi"}, "messages"),
+        ({"messages": ["hi"]}, "messages[0]"),
         ({"messages": [{"role": "bot", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
@@ -254,6 +255,7 @@ def test_what_is_wrong_is_named(live: LiveServer, fields: dict[str, Any], param:
     error = answer.json["error"]
     assert (answer.status, error["type"], error["param"]) == (400, "invalid_request_error", param), error
     assert error["message"] and "\n" not in error["message"]
+    assert "{{" not in error["message"] and "dictionary" not in error["message"]
 
 
 def test_what_the_model_cannot_do_is_refused(live: LiveServer) -> None:

@@ -53,10 +53,10 @@ def test_refusals(live: LiveServer, method: str, path: str, more: dict[str, Any]
 
 def test_the_key(start: StartServer) -> None:
     with start(api_key="k3y") as server:
-        for headers in ({}, {"authorization": "Bearer wrong"}):
+        for headers, said in (({}, "wants a key"), ({"authorization": "Bearer wrong"}, "mistyped or revoked")):
             answer = server.post("/v1/chat/completions", CHAT, headers=headers)
             error = error_of(answer)
-            assert (answer.status, error["code"]) == (401, "invalid_api_key")
+            assert (answer.status, error["code"]) == (401, "invalid_api_key") and said in error["message"]
             assert answer.headers["www-authenticate"] == "Bearer"
         for headers in ({"authorization": "Bearer k3y"}, {"x-api-key": "k3y"}):
             assert server.post("/v1/chat/completions", CHAT, headers=headers).status == 200

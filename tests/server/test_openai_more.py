@@ -165,6 +165,7 @@ def test_documents_in_the_order_of_their_likeness(live: LiveServer) -> None:
 def test_reranking_that_cannot_be(live: LiveServer, fields: dict[str, Any], param: str) -> None:
     answer = rerank(live, **fields)
     assert (answer.status, answer.json["error"]["param"]) == (400, param), answer.body
+    assert "{{" not in answer.json["error"]["message"]
 
 
 def test_models(start: StartServer, tmp_path: Any) -> None:
