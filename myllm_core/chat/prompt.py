@@ -247,7 +247,9 @@ class Preparer:
         known = {name: value for name, value in told.items() if effort is not None and name in self._source}
         asks = effort is not None and (effort != "none" or self._reasoning)  # there may be nothing to leave out
         if asks and not known:
-            raise UnsupportedError("this model's chat template knows of no reasoning_effort; leave it out")
+            raise UnsupportedError(
+                "this model's chat template knows of no reasoning_effort (thinking, think); leave it out"
+            )
         return known
 
     def _render(

@@ -183,7 +183,7 @@ class SQLiteStore(SessionStore):
         content = read_document(document, session_id)
         with self._database.writing() as db:
             if _exists(db, content.id):
-                raise SessionConflict(f"there is a session {content.id} already; import it under another id")
+                raise SessionConflict(f"there is a session {content.id} already; choose another id")
             found = _insert_session(db, content.id)
             ids: list[int] = []
             for part in content.messages:
