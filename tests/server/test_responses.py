@@ -199,6 +199,8 @@ def _check_told(client: OpenAI) -> None:
     *_, error, failed = client.responses.create(model="told", input=fault, stream=True)
     assert (error.type, error.message, error.code) == ("error", "the wires melted", "engine_error")
     assert failed.type == "response.failed" and failed.response.error.message == "the wires melted"
+    assert failed.response.output_text == "well" and failed.response.output[0].status == "incomplete"
+    assert client.responses.retrieve(failed.response.id).output == failed.response.output
     with pytest.raises(openai.InternalServerError, match="wires"):
         client.responses.create(model="told", input=fault)
     shown = script(("request", ""), ("finish", "stop"))

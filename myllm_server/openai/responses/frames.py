@@ -48,6 +48,7 @@ class ResponseEvents:
         """The last frames of a response that failed."""
         told = error_shape(error, request_id)[1]["error"]
         frames = b"" if self._number else self._open_response()
+        frames += self._close("incomplete")
         frames += self._frame("error", code=told["code"], message=told["message"], param=told["param"])
         failure = {"code": told["code"], "message": told["message"]}
         return frames + self._frame("response.failed", response=self._now(status="failed", error=failure))
