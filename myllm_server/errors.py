@@ -80,7 +80,7 @@ def as_http(error: BaseException) -> HttpError:
 def refusal(error: RequestValidationError, known: Sequence[str] | None = None) -> HttpError:
     """One line for the first thing wrong with a request; ``known`` are the fields that an unknown one could be."""
     problems = error.errors()
-    first = problems[0]
+    first = _most_telling(problems)
     if first["type"] == "json_invalid":
         return HttpError(400, "invalid_json", "the body is no JSON")
     place = first["loc"][1:] if first["loc"][:1] in (("body",), ("query",), ("path",), ("header",)) else first["loc"]
@@ -96,9 +96,18 @@ def refusal(error: RequestValidationError, known: Sequence[str] | None = None) -
     return HttpError(422, "invalid_request", message, param=where if path else None)
 
 
+def _most_telling(problems: Sequence[Any]) -> Any:
+    """The first problem; where several types were tried, what is wrong with the value as the type that it has."""
+    first = problems[0]
+    if not any(map(_is_branch, first["loc"][-1:])):
+        return first
+    tried = [problem for problem in problems if problem["loc"][:-1] == first["loc"][:-1]]
+    return next((problem for problem in tried if not problem["type"].endswith("_type")), first)
+
+
 def _is_branch(part: int | str) -> bool:
     """Whether a part of a place names no field, but which of several types was tried: ``literal['auto','none']``."""
-    return isinstance(part, str) and part.startswith(("literal[", "list[", "dict["))
+    return isinstance(part, str) and (part == "str" or part.startswith(("literal[", "list[", "dict[")))
 
 
 def _seconds(value: object) -> int:

@@ -159,6 +159,9 @@ def test_embeddings_of_one_and_of_several(live: LiveServer) -> None:
     assert one["embeddings"] == [3.0, 1.0] and one["model"] == "echo"
     many = live.post("/api/embeddings", {"model": "echo", "input": ["a", "bcd"]}).json
     assert many["embeddings"] == [[1.0, 1.0], [3.0, 1.0]]
+    for wrong, said in (([], "input: list should have at least 1 item"), (5, "input: input should be a valid string")):
+        refused = live.post("/api/embeddings", {"model": "echo", "input": wrong})
+        assert refused.status == 422 and refused.message.startswith(said), refused.message
 
 
 def test_models_are_listed_loaded_and_unloaded(start: StartServer) -> None:
