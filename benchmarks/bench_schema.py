@@ -4,7 +4,9 @@
 
 Runs each installed engine alone, without a server, on the test model in its format, which the tests put into
 .cache/models (see conftest.py). Replies come at temperature 1, from all tokens, for each of the schemas in turn; a free
-one that is as long comes before or after. One thread and processor time: other programs on the machine don't matter.
+one that is as long comes before or after. One thread and processor time, so that others' turns on the processor aren't
+counted; but who shares its memory's bandwidth slows one reply and not the next: what is to be kept is measured alone.
+Engines of another environment are measured by that one's Python (.venvs/optimum/bin/python).
 Prints a line for each engine, in Markdown. The exit code is 1 when a reply was invalid or an engine lost too much.
 """
 

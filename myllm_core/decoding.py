@@ -18,8 +18,6 @@ from myllm_core.types import Image
 
 _LEAST_SHARED = 16
 """Tokens that a prompt must have in common with what was read before, for that to be kept instead of read again."""
-_LEAST_PIECE = 4
-"""So many tokens are read in a pass of their own; fewer go along with those of other sequences, one in each pass."""
 
 
 class Backend(Protocol):
@@ -156,8 +154,8 @@ class Decoding:
         """One token more of every sequence that writes, and a chunk of a prompt."""
         writing = [run for run in self._runs.values() if run.writing]
         reading = [run for run in self._runs.values() if not run.writing][:1]
-        least = 2 if len(writing) == 1 else _LEAST_PIECE
-        pieces = [run for run in writing if len(run.unread) >= least]
+        # A pass of its own pays for a piece that is longer than the passes are wide that it could go along with.
+        pieces = [run for run in writing if len(run.unread) > len(writing)]
         outs = self._write([run for run in writing if run not in pieces])
         for run in pieces + reading:
             outs += self._read(run)
