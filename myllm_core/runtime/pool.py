@@ -10,7 +10,6 @@ import contextvars
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from myllm_core.machine import free_memory
 from myllm_core.models.manifest import Model
 from myllm_core.plugins import Plugins
 from myllm_core.runtime.choose import choose_engine, estimated, load_options
+from myllm_core.runtime.crashes import Crashes
 from myllm_core.runtime.handle import Handle, LoadOrder, OnProgress
 from myllm_core.runtime.memory import Shortage, readable, shortage, wants_more
 from myllm_core.runtime.observe import Observer
@@ -31,9 +31,6 @@ from myllm_core.settings import Settings
 from myllm_core.types import Progress
 
 log = logging.getLogger("myllm.runtime")
-
-_CRASHES, _CRASH_WINDOW, _COOLDOWN = 3, 60.0, 30.0
-
 
 Start = Callable[[LoadOrder, OnProgress], Awaitable[Handle]]
 
@@ -56,7 +53,7 @@ class Pool:
         self._slots: dict[str, Slot] = {}
         self._leaving: dict[asyncio.Task[None], Slot] = {}
         self._load_lock = asyncio.Lock()
-        self._crashes: dict[str, deque[float]] = {}
+        self._crashes = Crashes()
         self._watchdog: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -119,7 +116,7 @@ class Pool:
             self._retire(slot)
             slot = None
         if slot is None:
-            self._check_cooldown(name)
+            self._crashes.check(name, asyncio.get_running_loop().time())
             slot = self._slots[name] = Slot(order)
         return slot
 
@@ -131,23 +128,13 @@ class Pool:
 
     def _note_crash(self, slot: Slot) -> None:
         """Remember the death of a worker that hadn't answered one request; one that had is just started again."""
+        name = slot.order.model.name
         if slot.handle is not None and slot.handle.proved:
+            self._crashes.forget(name)
             return
         cause = slot.handle.dead if slot.handle else slot.task and not slot.task.cancelled() and slot.task.exception()
         if isinstance(cause, WorkerDied):
-            now = asyncio.get_running_loop().time()
-            self._crashes.setdefault(slot.order.model.name, deque(maxlen=_CRASHES)).append(now)
-
-    def _check_cooldown(self, name: str) -> None:
-        crashes = self._crashes.get(name)
-        if not crashes or len(crashes) < _CRASHES or crashes[-1] - crashes[0] > _CRASH_WINDOW:
-            return
-        left = crashes[-1] + _COOLDOWN - asyncio.get_running_loop().time()
-        if left > 0:
-            raise Overloaded(
-                f"{name} died {_CRASHES} times within a minute; it rests for {math.ceil(left)} s more (see the log)",
-                retry_after=math.ceil(left),
-            )
+            self._crashes.note(name, asyncio.get_running_loop().time())
 
     def _loading(self, slot: Slot) -> asyncio.Task[Handle]:
         """The task that loads the slot's model, started if need be. Whoever waits may go; it goes on."""
@@ -322,7 +309,8 @@ class Pool:
         return [slot.describe() for slot in slots]
 
     async def unload(self, name: str) -> bool:
-        """Unload a model when its requests have ended. False when it wasn't loaded."""
+        """Unload a model when its requests have ended, or end its rest. False when it wasn't loaded."""
+        self._crashes.forget(name)
         slot = self._slots.get(name)
         if slot is None:
             return False

@@ -132,6 +132,9 @@ def test_a_model_that_keeps_dying_rests(settings, run, faulty):
         with pytest.raises(Overloaded, match="died 3 times") as error:
             await collect(runtime.chat("faulty", "x"))
         assert 0 < error.value.data["retry_after"] <= 30
+        await runtime.unload("faulty")
+        _, finish, _ = await collect(runtime.chat("faulty", "x"))  # whoever looks after it wants it tried
+        assert isinstance(finish.error, WorkerDied)
 
     run(settings(), test)
 
