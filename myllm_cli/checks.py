@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from myllm_cli.context import Cli
 from myllm_cli.plugins import quiet_plugins
-from myllm_cli.ps import server_models
+from myllm_cli.running import ask_server
 from myllm_cli.sessions import session_store
 from myllm_cli.tables import size_text
 from myllm_core import __version__
@@ -264,11 +264,13 @@ def _port(cli: Cli) -> Iterator[Finding]:
 
 def _taken(cli: Cli, place: str, error: OSError) -> Finding:
     try:
-        server_models(cli.settings)
+        ask_server(cli.settings, "GET", "/api/ps", lambda answer: answer["models"])
     except (NetworkError, ConfigError):
         return Finding(
             "port", "warning", f"serve can't bind {place}: {error.strerror}", "myllm serve --port 0, or MYLLM_PORT"
         )
+    except MyllmError:  # one that may not or can't say what it has loaded
+        pass
     return Finding("port", "ok", f"a myllm server runs on {place}")
 
 

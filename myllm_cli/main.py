@@ -36,6 +36,8 @@ class Commands(LazyGroup):
         "run": ("myllm_cli.run:run", "Chat with a model, or get one answer."),
         "serve": ("myllm_cli.serve:serve", "Offer the models over HTTP."),
         "ps": ("myllm_cli.ps:ps", "List the models that a running server has loaded."),
+        "load": ("myllm_cli.ps:load", "Have a running server load a model before it is needed."),
+        "unload": ("myllm_cli.ps:unload", "Have a running server unload a model."),
         "bench": ("myllm_cli.bench:bench", "Measure how fast a model is on this machine."),
         "keys": ("myllm_cli.keys:app", "Make, list and revoke keys for the server."),
         "compare": ("myllm_cli.compare:compare", "Compare models, formats or engines on the same prompts."),

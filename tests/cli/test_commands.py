@@ -190,25 +190,62 @@ def test_serve_and_ps(with_echo: Myllm) -> None:
     with _serving(with_echo) as (process, port):
         with_echo.extra["MYLLM_PORT"] = port
         assert _json(with_echo("ps", "--json")) == []
-        import urllib.request
-
-        load = urllib.request.Request(f"http://127.0.0.1:{port}/api/models/echo/load", b"{}", method="POST")
-        load.add_header("Content-Type", "application/json")
-        with urllib.request.urlopen(load, timeout=30) as response:
-            assert response.status == 200
-        assert "echo:latest" in with_echo("ps").stdout
+        done = with_echo("load", "echo", "--keep-alive", "90s")
+        assert re.fullmatch(r"echo:latest is loaded \(echo, \d+\.\d MB\); expires: in (90|89) s\n", done.stdout), done
+        [row] = with_echo("ps").stdout.splitlines()[1:]
+        assert re.fullmatch(r"echo:latest +echo +4096 +\d+\.\d MB +0 +0 +in \d\d s", row)
+        [loaded] = _json(with_echo("ps", "--json"))
+        assert loaded["pid"] > 0 and loaded["memory"] > 10_000_000
+        assert _json(with_echo("load", "echo", "--keep-alive", "forever", "--json"))["expires_in"] is None
+        assert with_echo("ps").stdout.splitlines()[1].endswith("  never")
+        assert with_echo("unload", "echo").stdout == "echo:latest isn't loaded any more\n"
+        assert _json(with_echo("ps", "--json")) == []
+        for words, code, message in (
+            (["load", "nonesuch"], 3, "nonesuch"),
+            (["unload", "../x"], 2, "../x"),
+            (["load", "echo", "--keep-alive", "soon"], 2, "keep_alive: "),
+        ):
+            done = with_echo(*words)
+            assert (done.returncode, done.stdout) == (code, "") and message in done.stderr, done
         findings = {finding["check"]: finding for finding in json.loads(with_echo("doctor", "--json").stdout)}
         assert findings["port"]["message"].startswith("a myllm server runs")
         process.send_signal(signal.SIGINT)
         assert process.wait(30) in (0, 130)
 
 
-def test_ps_of_something_else_on_the_port(myllm: Myllm) -> None:
+@pytest.mark.parametrize("words", [["ps"], ["load", "echo"], ["unload", "echo"]])
+def test_something_else_on_the_port(myllm: Myllm, words: list[str]) -> None:
     with _slow_server() as url:
         myllm.extra["MYLLM_PORT"] = url.rsplit(":", 1)[1].partition("/")[0]
-        done = myllm("ps")
+        done = myllm(*words)
     assert done.returncode == 4
     assert "Traceback" not in done.stderr
+
+
+def test_another_program_that_has_the_same_routes(myllm: Myllm) -> None:
+    """Ollama's list of loaded models has the same path as ours and other fields."""
+    with _answering(b'{"models": [{"name": "x", "size": 1}]}') as port:
+        myllm.extra["MYLLM_PORT"] = port
+        done = myllm("ps")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "is no myllm server" in done.stderr
+
+
+@contextmanager
+def _answering(body: bytes) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield str(server.server_address[1])
+        server.shutdown()
 
 
 def test_doctor_finds_what_is_wrong(with_echo: Myllm) -> None:
