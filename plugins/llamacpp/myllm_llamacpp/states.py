@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ Bytes = npt.NDArray[np.uint8]
 
 _AUTO_SHARE = 8  # of the memory that is free after loading
 _AUTO_MOST = 4 * 2**30
+_GLANCE = 1.0
+"""Seconds between two looks at how much memory is free: the system takes as long to tell as a step takes to plan."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +40,7 @@ class States:
         """Begin empty. ``limit`` 0 keeps nothing."""
         self.limit = limit
         self._kept: list[State] = []
+        self._free, self._looked = 0, -_GLANCE
 
     def __iter__(self) -> Iterator[State]:
         return iter(self._kept)
@@ -48,7 +52,13 @@ class States:
 
     def takes(self, size: int) -> bool:
         """Whether a copy of so many bytes would be kept; memory that others need more isn't taken."""
-        return 0 < size <= self.limit and size <= free_memory() // 2
+        return 0 < size <= self.limit and size <= self._free_memory() // 2
+
+    def _free_memory(self) -> int:
+        now = time.monotonic()
+        if now - self._looked >= _GLANCE:
+            self._free, self._looked = free_memory(), now
+        return self._free
 
     def put(self, state: State) -> None:
         """Keep a copy that ``takes`` agreed to."""
