@@ -129,7 +129,7 @@ def test_a_faulty_plugin_fails_and_says_where(environment: dict[str, str], tmp_p
     assert re.search(r"^  skipped +all: no model of its formats \(sound\) is installed", said, re.MULTILINE)
     assert re.search(r"\d+ ok, \d+ skipped, 1 failed$", said.rstrip())
     said = myllm(environment, "plugins", "check", "faulty", "--reference", "breaks:tiny", code=1)
-    assert re.search(r"^  FAILED +a reference becomes files: .*KeyError.* \(at faulty\.py:10\)$", said, re.MULTILINE)
+    assert re.search(r"^  FAILED +a reference becomes files: .*KeyError.* \(at faulty\.py:9\)$", said, re.MULTILINE)
     broken = json.loads(myllm(environment, "plugins", "check", "broken", "--json", code=1))
     assert broken["ok"] is False and "no good" in broken["checks"][0]["reason"]
 
