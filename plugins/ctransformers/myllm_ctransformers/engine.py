@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -11,6 +10,7 @@ from myllm_core import LoadOption, MemoryEstimate, Model, ModelFacts, Support
 from myllm_core.assembled import WRITES, AssembledEngine, Parts
 from myllm_core.engine import LoadProgress
 from myllm_core.errors import EngineMissing, InvalidOption, MyllmError
+from myllm_core.machine import free_cores
 from myllm_ctransformers.header import read_header
 from myllm_ctransformers.kinds import Header
 
@@ -32,7 +32,11 @@ class CTransformersEngine(AssembledEngine):
     needs_process: ClassVar[bool] = True
     load_options = (
         LoadOption("n_ctx", 0, "tokens that a sequence may have; 0: as the file says, at most 4096"),
-        LoadOption("n_threads", 0, "processor threads; 0: one for each core, at most 8"),
+        LoadOption(
+            "n_threads",
+            0,
+            "processor threads; 0 takes the physical cores that affinity and control groups leave us, at most 8",
+        ),
         LoadOption("use_mmap", True, "map the file into memory instead of reading it (GGUF and LLaMA only)"),
         LoadOption("model_type", "", "kind of the file, where neither words nor name tell: starcoder, dolly-v2"),
     )
@@ -65,9 +69,7 @@ class CTransformersEngine(AssembledEngine):
         """
         header = _header(model, options["model_type"])
         n_ctx = _context(header, options)
-        threads = options["n_threads"] or min(
-            8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
-        )
+        threads = options["n_threads"] or min(8, free_cores())
         if not 0 < threads <= 512:
             raise InvalidOption(f"load option n_threads must be 0 to 512, not {threads}")
         try:

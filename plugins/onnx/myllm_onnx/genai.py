@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from myllm_core.errors import EngineError, IntegrityError
+from myllm_core.machine import free_cores
 from myllm_core.sampler import Floats
 from myllm_onnx.layout import Layout, library_error
 from myllm_onnx.options import LoadSettings
@@ -32,7 +33,7 @@ class GenaiBackend:
         self._context_size = context_size
         self._generators: dict[int, Any] = {}
         session = {
-            "intra_op_num_threads": settings.intra_op_num_threads,
+            "intra_op_num_threads": settings.intra_op_num_threads or free_cores(),
             "session.intra_op.allow_spinning": "1" if settings.allow_spinning else "0",
         }
         try:

@@ -21,7 +21,10 @@ class LoadSettings(LoadOptions):
     chunk_size: int = Field(128, ge=1, le=2**16, description="most tokens of a prompt in one forward pass")
     provider: Provider = Field("cpu", description="what computes: cpu, cuda or dml (DirectML), where it is installed")
     intra_op_num_threads: int = Field(
-        0, ge=0, le=512, description="processor threads; 0 takes the physical cores that may be used"
+        0,
+        ge=0,
+        le=512,
+        description="processor threads; 0 takes the physical cores that affinity and control groups leave us",
     )
     allow_spinning: bool = Field(
         False, description="threads wait for work by spinning: a little faster alone, slower beside other programs"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from myllm_core.errors import EngineError
+from myllm_core.machine import free_cores
 from myllm_onnx.layout import library_error
 from myllm_onnx.options import LoadSettings
 
@@ -18,7 +19,7 @@ def open_session(graph: Path, settings: LoadSettings) -> Any:
 
     onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = settings.intra_op_num_threads
+    options.intra_op_num_threads = settings.intra_op_num_threads or free_cores()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.allow_spinning else "0")
     provider = _PROVIDERS[settings.provider]

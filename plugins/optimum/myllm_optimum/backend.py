@@ -14,6 +14,7 @@ import torch  # noqa: TID253 - this module is imported when a model is loaded
 
 from myllm_core.embedding import Ints
 from myllm_core.errors import EngineError
+from myllm_core.machine import free_cores
 from myllm_core.sampler import Floats
 from myllm_optimum.files import Export, older_config
 from myllm_optimum.options import LoadSettings
@@ -28,7 +29,7 @@ def load(export: Export, settings: LoadSettings) -> Any:
     transformers.utils.logging.set_verbosity_error()
     onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = settings.intra_op_num_threads
+    options.intra_op_num_threads = settings.intra_op_num_threads or free_cores()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     given = dict(older_config(export.files.config("config.json")))

@@ -15,5 +15,10 @@ class LoadSettings(LoadOptions):
     )
     max_sequences: int = Field(2, ge=1, le=64, description="how many sequences take turns in each step")
     chunk_size: int = Field(128, ge=1, le=2**16, description="most tokens of a prompt in one forward pass")
-    intra_op_num_threads: int = Field(0, ge=0, le=512, description="processor threads; 0 lets ONNX Runtime choose")
+    intra_op_num_threads: int = Field(
+        0,
+        ge=0,
+        le=512,
+        description="processor threads; 0 takes the physical cores that affinity and control groups leave us",
+    )
     file_name: str = Field("", description="the ONNX file to load, when the model has several; empty takes the first")

@@ -18,7 +18,7 @@ import torch  # noqa: TID253 - this module is imported when a model is loaded
 
 from myllm_core.allocator import give_back
 from myllm_core.errors import EngineError, EngineMissing, IntegrityError, MyllmError, OutOfMemory
-from myllm_core.machine import free_memory
+from myllm_core.machine import free_cores, free_memory
 from myllm_core.models.config_file import read_config
 from myllm_core.models.hub_files import HubFiles
 from myllm_transformers.options import LoadSettings
@@ -62,8 +62,7 @@ def load_model(weights: list[Path], files: HubFiles, shape: Shape, settings: Loa
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    if settings.n_threads:
-        torch.set_num_threads(settings.n_threads)
+    torch.set_num_threads(settings.n_threads or free_cores())
     device = choose_device(settings)
     dtype = _dtype(settings, shape, device, files.text_config)
     options: dict[str, Any] = {"dtype": dtype, "quantization_config": _quantization(settings, shape)}

@@ -33,4 +33,9 @@ class LoadSettings(LoadOptions):
     )
     max_sequences: int = Field(8, ge=1, le=256, description="how many sequences run at the same time")
     n_batch: int = Field(512, ge=1, le=2**16, description="most tokens of a prompt in one forward pass")
-    n_threads: int = Field(0, ge=0, le=512, description="processor threads; 0 leaves the choice to torch")
+    n_threads: int = Field(
+        0,
+        ge=0,
+        le=512,
+        description="processor threads; 0 takes the physical cores that affinity and control groups leave us",
+    )
