@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
+import signal
 import sys
 import tempfile
 import time
@@ -40,6 +41,7 @@ QUICK = ["stream", "8 clients", "chat", "json"]
 
 def main() -> int:
     arguments = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # as by Ctrl+C: the servers are ended too
     with tempfile.TemporaryDirectory(prefix="bench-") as work:
         setup = Setup(arguments.model, Path(work), arguments.myllm, threads=arguments.threads, slots=arguments.slots)
         run = Run(arguments, setup)
