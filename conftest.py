@@ -24,7 +24,7 @@ from hypothesis import settings
 settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in a worker: tests share the processor with others
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # shorter than in a worker: tests share the processor with others
 
 # A shell that runs the tests in the background has them ignore Ctrl+C, and so would every program that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

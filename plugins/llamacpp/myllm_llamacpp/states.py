@@ -16,7 +16,7 @@ Bytes = npt.NDArray[np.uint8]
 
 _AUTO_SHARE = 8  # of the memory that is free after loading
 _AUTO_MOST = 4 * 2**30
-_GLANCE = 1.0
+_LOOK_EVERY = 1.0
 """Seconds between two looks at how much memory is free: the system takes as long to tell as a step takes to plan."""
 
 
@@ -40,7 +40,7 @@ class States:
         """Begin empty. ``limit`` 0 keeps nothing."""
         self.limit = limit
         self._kept: list[State] = []
-        self._free, self._looked = 0, -_GLANCE
+        self._free, self._looked = 0, -_LOOK_EVERY
 
     def __iter__(self) -> Iterator[State]:
         return iter(self._kept)
@@ -56,7 +56,7 @@ class States:
 
     def _free_memory(self) -> int:
         now = time.monotonic()
-        if now - self._looked >= _GLANCE:
+        if now - self._looked >= _LOOK_EVERY:
             self._free, self._looked = free_memory(), now
         return self._free
 
