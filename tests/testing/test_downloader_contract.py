@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from myllm_core.testing import DownloaderContract
-from support.kit import TESTING, run_kit, write_site
+from support.kit import assert_each_check_fails, assert_passes, faults_of, write_site
 
 PLUGIN = """
 from myllm_core import hookimpl
@@ -58,21 +57,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_site(tmp_path_factory.mktemp("site"), plugins, ray="", test_downloaders=TESTS)
 
 
-def contract() -> set[str]:
-    return {name for name in dir(DownloaderContract) if name.startswith("test_")}
+def test_a_sound_downloader_passes(site: Path) -> None:
+    assert_passes(site, "test_downloaders.py::TestSound", DownloaderContract)
 
 
-def test_each_check_passes_for_a_sound_downloader_and_fails_for_a_faulty_one(site: Path) -> None:
-    sys.path.insert(0, str(TESTING))
-    try:
-        from faulty_downloaders import FAULTS
-    finally:
-        del sys.path[0]
-    expected = {(owner, test): words for owner, tests in FAULTS.items() for test, words in tests.items()}
-    expected["ImportsAtOnce", "test_importing_the_plugin_is_light"] = "importing the plugin imports ray"
-    assert {test for _, test in expected} == contract(), "each check needs a downloader that breaks its rule"
-    faulty = [f"test_downloaders.py::Test{owner}::{test}" for owner, test in expected]
-    results = run_kit(site, "test_downloaders.py::TestSound", *faulty)
-    assert {test: results["Sound", test][0] for test in contract()} == dict.fromkeys(contract(), "passed")
-    assert {key for key in expected if results[key][0] == "passed"} == set()
-    assert {key: results[key] for key, words in expected.items() if words not in results[key][1]} == {}
+def test_every_check_fails_for_a_downloader_that_breaks_its_rule(site: Path) -> None:
+    expected = faults_of("faulty_downloaders", site)
+    assert_each_check_fails(site, "test_downloaders.py", expected, DownloaderContract)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from myllm_core.testing import EngineContract
-from support.kit import run_kit, write_site
+from support.kit import assert_each_check_fails, checks_of, faults_of, run_kit, write_site
 
-HERE = Path(__file__).parent
 SOUND = ("SoundTokens", "SeeingTokens", "SoundMessages", "EmbedsOnly")
 PLUGIN = """
 from myllm_core import hookimpl
@@ -79,24 +77,8 @@ def test_sound_engines_pass(site: Path) -> None:
     results = run_kit(site, *sound, "-k", "not worker")
     assert {key: value for key, value in results.items() if value[0] not in ("passed", "skipped")} == {}
     ran = {test for (_, test), (outcome, _) in results.items() if outcome == "passed"}
-    assert {test for test in contract() - ran if "worker" not in test} == set()
-
-
-def contract() -> set[str]:
-    return {name for name in dir(EngineContract) if name.startswith("test_")}
+    assert {test for test in checks_of(EngineContract) - ran if "worker" not in test} == set()
 
 
 def test_every_check_fails_for_an_engine_that_breaks_its_rule(site: Path) -> None:
-    sys.path[:0] = [str(HERE), str(site)]
-    try:
-        from faulty_engines import FAULTS
-    finally:
-        del sys.path[:2]
-    expected = {(owner, test): words for owner, tests in FAULTS.items() for test, words in tests.items()}
-    expected["ImportsAtOnce", "test_importing_the_plugin_is_light"] = "importing the plugin imports ray"
-    assert {test for _, test in expected} == contract(), "each check needs an engine that breaks its rule"
-    results = run_kit(site, *(f"test_engines.py::Test{owner}::{test}" for owner, test in expected))
-    passed = {key for key in expected if results[key][0] != "failure"}
-    assert passed == set(), [results[key] for key in passed]
-    wrong = {key: results[key][1] for key, words in expected.items() if words not in results[key][1]}
-    assert wrong == {}
+    assert_each_check_fails(site, "test_engines.py", faults_of("faulty_engines", site), EngineContract)

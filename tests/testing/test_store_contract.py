@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from myllm_core.testing import SessionStoreContract
-from support.kit import TESTING, run_kit, write_site
+from support.kit import assert_each_check_fails, assert_passes, checks_of, faults_of, run_kit, write_site
 
 PLUGIN = """
 from myllm_core import hookimpl
@@ -61,27 +60,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_site(tmp_path_factory.mktemp("site"), plugins, ray="", test_stores=TESTS)
 
 
-def contract() -> set[str]:
-    return {name for name in dir(SessionStoreContract) if name.startswith("test_")}
+def test_a_sound_store_passes(site: Path) -> None:
+    assert_passes(site, "test_stores.py::TestSound", SessionStoreContract)
 
 
-def test_each_check_passes_for_a_sound_store_and_fails_for_a_faulty_one(site: Path) -> None:
-    sys.path.insert(0, str(TESTING))
-    try:
-        from faulty_stores import FAULTS
-    finally:
-        del sys.path[0]
-    expected = {(owner, test): words for owner, tests in FAULTS.items() for test, words in tests.items()}
-    expected["ImportsAtOnce", "test_importing_the_plugin_is_light"] = "importing the plugin imports ray"
+def test_every_check_fails_for_a_store_that_breaks_its_rule(site: Path) -> None:
+    expected = faults_of("faulty_stores", site)
     expected["ImportsAtOnce", "test_the_plugin_prints_nothing_when_it_is_asked"] = "standard output"
-    assert {test for _, test in expected} == contract(), "each check needs a store that breaks its rule"
-    faulty = [f"test_stores.py::Test{owner}::{test}" for owner, test in expected]
-    results = run_kit(site, "test_stores.py::TestSound", *faulty)
-    assert {test: results["Sound", test][0] for test in contract()} == dict.fromkeys(contract(), "passed")
-    assert {key for key in expected if results[key][0] != "failure"} == set()
-    assert {key: results[key] for key, words in expected.items() if words not in results[key][1]} == {}
+    assert_each_check_fails(site, "test_stores.py", expected, SessionStoreContract)
 
 
 def test_a_kit_without_a_store_passes_nothing(site: Path) -> None:
     results = run_kit(site, "test_stores.py::TestNothing")
-    assert {test: results["Nothing", test][0] for test in contract()} == dict.fromkeys(contract(), "error")
+    outcomes = {test: outcome for (_, test), (outcome, _) in results.items()}
+    assert outcomes == dict.fromkeys(checks_of(SessionStoreContract), "error")
