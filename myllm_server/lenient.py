@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from myllm_server.brief import Brief
 from myllm_server.errors import HttpError
 
 _MAX_NAMED = 20
@@ -20,7 +21,7 @@ Unsupported = Mapping[str, tuple[Any, ...]]
 """Fields of a dialect that can't be honoured, each with the values that ask for nothing."""
 
 
-class Lenient(BaseModel):
+class Lenient(Brief):
     """A body, or a part of one, that may have fields which it doesn't know."""
 
     unsupported: ClassVar[Unsupported] = {}

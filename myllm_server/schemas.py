@@ -12,6 +12,7 @@ from myllm_core.images import decode_base64
 from myllm_core.options import Options
 from myllm_core.settings import parse_duration
 from myllm_core.types import Image, Message, Role, Tool, ToolCall, Tools
+from myllm_server.brief import Brief
 
 ModelName = Annotated[str, Field(min_length=1, max_length=200, description="an installed model (GET /api/models)")]
 SessionId = Annotated[
@@ -47,7 +48,7 @@ MAX_INPUTS = 2048
 _LONGEST_TIME = 30  # characters
 
 
-class Body(BaseModel):
+class Body(Brief):
     """What every body has in common."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import types
 import typing
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Annotated, Any
 
 from fastapi.exceptions import RequestValidationError
@@ -19,6 +19,8 @@ from myllm_server.audit import note_target
 from myllm_server.errors import HttpError, refusal
 from myllm_server.keys import key_of
 from myllm_server.state import settings_of
+
+_MOST_NAMES = 10_000  # in one object: each that is unknown or wrong is an error, which takes about 1 kB
 
 
 def parse_json(body: bytes, max_depth: int) -> Any:
@@ -36,6 +38,8 @@ def parse_json(body: bytes, max_depth: int) -> Any:
         raise HttpError(422, "invalid_request", "the body holds a number that is too large") from None
     if text.count("[") + text.count("{") > max_depth and _is_deeper(value, max_depth):
         raise _too_deep(max_depth)
+    if text.count(":") > _MOST_NAMES and any(len(one) > _MOST_NAMES for one in _objects(value)):
+        raise HttpError(422, "invalid_request", f"the body holds an object of more than {_MOST_NAMES} fields")
     if "\\u" in text:
         _refuse_surrogates(value)
     return value
@@ -55,12 +59,29 @@ def _is_deeper(value: Any, most: int) -> bool:
     return True
 
 
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    left: list[Any] = [value] if isinstance(value, dict | list) else []
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            yield one
+        left += [inner for inner in (one.values() if isinstance(one, dict) else one) if isinstance(inner, dict | list)]
+
+
 def check_messages(value: Any, most: int) -> None:
-    """Refuse a body with more than ``most`` messages before each is looked at. Raises ``HttpError``."""
-    messages = value.get("messages") if isinstance(value, dict) else None
-    if isinstance(messages, list) and len(messages) > most:
-        message = f"messages: {len(messages)} are too many, at most {most} are taken (max_messages)"
-        raise HttpError(422, "invalid_request", message, data={"max_messages": most}, param="messages")
+    """Refuse a body with more than ``most`` messages before each is looked at. Raises ``HttpError``.
+
+    Those of a response are its ``input``; that of an embedding is texts or tokens.
+    """
+    for name in ("messages", "input") if isinstance(value, dict) else ():
+        messages = value.get(name)
+        if (
+            isinstance(messages, list)
+            and len(messages) > most
+            and (name == "messages" or isinstance(messages[0], dict))
+        ):
+            message = f"{name}: {len(messages)} are too many, at most {most} are taken (max_messages)"
+            raise HttpError(422, "invalid_request", message, data={"max_messages": most}, param=name)
 
 
 def check_keep_alive(value: Any, key: ApiKey) -> None:

@@ -12,6 +12,7 @@ from pydantic import AliasChoices, ConfigDict, Field, PlainValidator
 from myllm_core.options import Options, parse_options
 from myllm_core.settings import parse_duration
 from myllm_core.types import Image, Message, Tool, ToolCall, Tools
+from myllm_server.brief import Brief
 from myllm_server.errors import HttpError
 from myllm_server.lenient import Lenient, Unsupported, check_supported, invalid, unsupported_field
 from myllm_server.pictures import from_base64
@@ -84,7 +85,7 @@ KeepAlive = Annotated[
 _Name = Annotated[str, Field(min_length=1, max_length=200, description="an installed model")]
 
 
-class ModelOptions(Options):
+class ModelOptions(Options, Brief):
     """How to generate, by Ollama's names; every option of myllm is one too."""
 
     unsupported: ClassVar[Unsupported] = _UNSUPPORTED_OPTIONS
@@ -244,7 +245,7 @@ class _Generation(_Body):
         ``HttpError``, ``InvalidOption``.
         """
         check_supported(self)
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise invalid("top_logprobs", "it needs logprobs: true")
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         given = self.options or ModelOptions.model_validate({})

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from myllm_core.options import Options, parse_options
 from myllm_core.types import Message, ToolCall, Tools
+from myllm_server.brief import Brief
 from myllm_server.lenient import Lenient, Unsupported, check_supported, invalid
 from myllm_server.openai.tools import ChatTool, ChatToolChoice, Mode, tools_to_core
 from myllm_server.pictures import Content, Parts
@@ -183,7 +184,7 @@ class StreamOptions(Lenient):
     include_usage: bool | None = Field(None, description="end with a chunk that has the usage and no choices")
 
 
-class Generation(Options):
+class Generation(Options, Brief):
     """What chats and completions have in common. Every option of myllm is a field, also those OpenAI doesn't have."""
 
     unsupported: ClassVar[Unsupported] = _UNSUPPORTED
@@ -273,14 +274,16 @@ class ChatBody(Generation):
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         if self.max_tokens not in (None, limit):
             raise invalid("max_tokens", "it isn't max_completion_tokens; send one of them")
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise invalid("top_logprobs", "it needs logprobs: true")
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         schema = self.response_format.to_core() if self.response_format else None
-        if schema is not None and self.json_schema is not None:
+        if schema is None:
+            schema = self.json_schema
+        elif self.json_schema is not None:
             raise invalid("response_format", "there is a json_schema too; send one of them")
         messages = [message.to_core(index) for index, message in enumerate(self.messages)]
-        return messages, self.options(max_tokens=limit, logprobs=logprobs, json_schema=schema or self.json_schema)
+        return messages, self.options(max_tokens=limit, logprobs=logprobs, json_schema=schema)
 
 
 class CompletionBody(Generation):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -11,7 +14,10 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
+import myllm_server
+from myllm_server.brief import Brief
 from support.server import LiveServer, StartServer, parse_answer, read_all
 
 HELLO = [{"role": "user", "content": "hi"}]
@@ -231,6 +237,61 @@ def test_any_text_comes_back_as_it_was_or_is_refused(live: LiveServer, text: str
 def test_no_json_at_all_makes_a_500(live: LiveServer, body: object, path: str) -> None:
     answer = live.post(path, raw=json.dumps(body).encode())
     assert answer.status in (400, 404, 422) and answer.code
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/api/chat", "messages"),
+        ("/api/chat", "tools"),
+        ("/api/detokenize", "tokens"),
+        ("/v1/chat/completions", "tools"),
+        ("/v1/responses", "input"),
+        ("/v1/messages", "stop_sequences"),
+        ("/ollama/api/chat", "messages"),
+    ],
+)
+def test_a_list_of_wrong_entries_is_refused_for_its_first(live: LiveServer, path: str, field: str) -> None:
+    """pydantic would make an error of 1 kB of each: a body of 32 MiB could fill the memory."""
+    wrong = ["x" if field == "tokens" else 0] * 9_000
+    more: dict[str, Any] = {} if field == "tokens" else {"messages": HELLO}
+    more |= {"max_tokens": 1} if path == "/v1/messages" else {}
+    answer = live.post(path, {"model": "echo"} | more | {field: wrong})
+    assert answer.status in (400, 422)
+    assert field in answer.body.decode() and " more)" not in answer.body.decode(), answer.body
+
+
+def test_every_list_of_a_body_ends_at_its_first_wrong_entry() -> None:
+    lists = [found for model in _models(Brief) for found in _lists(model.__pydantic_core_schema__)]
+    assert len(lists) > 30 and all(found.get("fail_fast") for found in lists)
+    unbounded = [
+        model
+        for module in pkgutil.walk_packages(myllm_server.__path__, "myllm_server.")
+        for model in vars(importlib.import_module(module.name)).values()
+        if isinstance(model, type) and issubclass(model, BaseModel) and model.__module__ == module.name
+        if not issubclass(model, Brief) and any(_lists(model.__pydantic_core_schema__))
+    ]
+    assert unbounded == []
+
+
+def _models(base: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for model in base.__subclasses__():
+        yield model
+        yield from _models(model)
+
+
+def _lists(schema: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(schema, dict) and schema.get("type") == "list":
+        yield schema
+    for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        yield from _lists(part)
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
+def test_an_object_of_very_many_fields_is_refused_as_one(live: LiveServer, path: str) -> None:
+    body = CHAT | {"options" if path == "/api/chat" else "logit_bias": {f"x{index}": 1 for index in range(10_001)}}
+    answer = live.post(path, body)
+    assert answer.status in (400, 422) and "more than 10000 fields" in answer.body.decode()
 
 
 def test_answers_never_hold_nan() -> None:

@@ -36,6 +36,10 @@ def test_messages_up_to_the_limit(start: StartServer) -> None:
         answer = server.post("/api/chat", {"model": "echo", "messages": [HELLO] * 4})
         assert (answer.status, answer.code) == (422, "invalid_request")
         assert answer.json["error"]["data"] == {"max_messages": 3}
+        answer = server.post("/v1/responses", {"model": "echo", "input": [HELLO] * 4})
+        assert (answer.status, answer.json["error"]["param"]) == (400, "input")
+        assert server.post("/v1/embeddings", {"model": "echo", "input": ["hi"] * 4}).status == 200
+        assert server.post("/api/embeddings", {"model": "echo", "input": ["hi"] * 4}).status == 200
 
 
 @pytest.mark.parametrize("depth", [8, 64, 500])

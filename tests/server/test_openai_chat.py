@@ -185,6 +185,7 @@ def test_fields_that_ask_for_nothing_are_taken(live: LiveServer) -> None:
         "seed": None,
         "stream": None,
         "logprobs": False,
+        "top_logprobs": 0,
         "max_tokens": None,
         "top_p": 1,
         "presence_penalty": 0,
@@ -265,6 +266,7 @@ def test_what_the_model_cannot_do_is_refused(live: LiveServer) -> None:
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"logprobs": True}, "log probabilities"),
         ({"response_format": {"type": "json_object"}}, "schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "any", "schema": {}}}}, "schema"),
         ({"ignore_eos": True}, "ignore_eos"),
     ):
         answer = ask(live, **fields)

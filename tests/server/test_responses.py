@@ -130,6 +130,29 @@ def test_a_round_of_tools(client: OpenAI) -> None:
     assert client.responses.create(model="echo", input=ask, tools=[TOOL], tool_choice=named).tool_choice.name == "add"
 
 
+def test_items_of_kept_responses_may_be_referred_to(live: LiveServer, client: OpenAI) -> None:
+    (call,) = client.responses.create(model="echo", input='call add {"a": 1}', tools=[TOOL]).output
+    assert call.type == "function_call"
+    refs: list[Any] = [{"type": "item_reference", "id": call.id}]
+    result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "12345"}
+    asked: list[Any] = [{"role": "user", "content": "please"}]
+    done = client.responses.create(model="echo", input=[*asked, *refs, result], tools=[TOOL])
+    assert done.output_text == "12345"
+    client.responses.create(model="echo", input=[*asked, *refs, *refs, result], store=False)  # each counts once
+    again: list[Any] = [*asked, {"type": "item_reference", "id": done.output[0].id}, *asked]
+    last = client.responses.create(model="echo", input=again)
+    told = live.get(f"/api/sessions/resp-{last.id[5:37]}").json["messages"]
+    assert [message["content"] for message in told] == ["please", "12345", "please", "please"]
+
+
+def test_an_item_that_is_not_kept_cannot_be_referred_to(client: OpenAI) -> None:
+    loose = client.responses.create(model="echo", input="one", store=False).output[0].id
+    kept = client.responses.create(model="echo", input="one").output[0].id
+    for gone in ("x", loose, kept.replace("msg_", "fc_"), f"rs_{kept[4:52]}", f"{kept}x"):
+        with pytest.raises(openai.NotFoundError, match="there is no"):
+            client.responses.create(model="echo", input=[{"type": "item_reference", "id": gone}])
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -147,7 +170,7 @@ def test_a_round_of_tools(client: OpenAI) -> None:
         ({"input": [{"role": "user"}]}, "input[0].content"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input[0].content"),
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+        ({"input": [{"type": "item_reference"}]}, "input[0].id"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"temperature": 3}, "temperature"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Request
@@ -14,8 +15,16 @@ from myllm_server.errors import json_response
 from myllm_server.lenient import ignored
 from myllm_server.openai.responses import examples
 from myllm_server.openai.responses.frames import ResponseEvents
-from myllm_server.openai.responses.schemas import RESPONSE_ID, ResponseBody
-from myllm_server.openai.responses.shapes import META, document, new_id, session_of, stored_document
+from myllm_server.openai.responses.schemas import RESPONSE_ID, Item, ResponseBody
+from myllm_server.openai.responses.shapes import (
+    META,
+    Parts,
+    document,
+    new_id,
+    response_of,
+    session_of,
+    stored_document,
+)
 from myllm_server.state import client_of, engine_header, runtime_of, settings_of
 from myllm_server.stream import EventStream, attended, collected
 from myllm_server.strict import StrictRoute
@@ -34,7 +43,8 @@ async def respond(request: Request, body: Annotated[ResponseBody, Body(openapi_e
     body.check()
     runtime = runtime_of(request)
     options, tools, told = body.options(), body.tools_to_core(), body.told()
-    messages, kept = body.messages(), body.store is not False
+    referred = await runtime.sessions(lambda store: _referred(store, body.references()))
+    messages, kept = body.messages(referred), body.store is not False
     before = await runtime.sessions(lambda store: _before(store, body.previous_response_id))
     response_id = new_id(body.previous_response_id)
     place: dict[str, Any] = {}
@@ -79,6 +89,21 @@ async def delete_response(request: Request, response_id: _Id) -> Response:
 def _before(store: SessionStore, previous: str | None) -> list[StoredMessage]:
     """The conversation up to a response, its own reply last."""
     return store.path(session_of(previous), _turn(store, previous)[-1].id) if previous else []
+
+
+def _referred(store: SessionStore, ids: Sequence[str]) -> dict[str, Item]:
+    """The items of kept responses that have these ids. Raises ``NotFound``."""
+    found: dict[str, Item] = {}
+    items: dict[str, Item] = {}
+    for item_id in ids:
+        response_id, kept_as = response_of(item_id)
+        if response_id and kept_as not in items:
+            parts = Parts(response_id).all(_turn(store, response_id)[-1].message, "completed")
+            items |= {part["id"]: Item.model_validate(part) for part in parts}
+        if kept_as not in items:
+            raise NotFound(f"there is no item {item_id[:80]!a}; items are kept with their responses")
+        found[item_id] = items[kept_as]
+    return found
 
 
 def _turn(store: SessionStore, response_id: str) -> list[StoredMessage]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
@@ -64,12 +65,15 @@ _Content = Annotated[
 
 
 class Item(Lenient):
-    """A message, a call of an earlier response, its result, or reasoning."""
+    """A message, a call of an earlier response, its result, reasoning, or the id of such an item of a kept response."""
 
     unsupported: ClassVar[Unsupported] = {"encrypted_content": (None,)}
 
-    type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
-    id: str | None = Field(None, description="nothing to do, as `status`: items of a response may be sent as they are")
+    type: Literal["message", "function_call", "function_call_output", "reasoning", "item_reference"] = "message"
+    id: str | None = Field(
+        None,
+        description="which item an `item_reference` is; else nothing to do, as `status`: items may be sent as they are",
+    )
     status: str | None = None
     role: Literal["system", "developer", "user", "assistant"] | None = None
     content: _Content | None = None
@@ -157,11 +161,17 @@ class ResponseBody(Lenient):
         for index, item in enumerate(self.input):
             _check_item(index, item)
 
-    def messages(self) -> list[Message]:
-        """The conversation that the input is; calls side by side are of one message."""
+    def references(self) -> list[str]:
+        """The ids of items that the input only refers to."""
+        return [item.id for item in self.input if item.type == "item_reference" and item.id is not None]
+
+    def messages(self, referred: Mapping[str, Item]) -> list[Message]:
+        """The conversation that the input is; calls side by side are of one message. ``referred`` has the items that
+        the input refers to, by these ids.
+        """
         messages: list[Message] = []
         reasoning = ""
-        for index, item in enumerate(self.input):
+        for index, item in enumerate(self._resolved(referred)):
             if item.type == "reasoning":
                 reasoning += (item.content or item.summary or Content()).text
                 continue
@@ -174,6 +184,17 @@ class ResponseBody(Lenient):
                 messages.append(message)
             reasoning = ""
         return messages
+
+    def _resolved(self, referred: Mapping[str, Item]) -> list[Item]:
+        """The items themselves; one that is referred to several times is there once."""
+        items: dict[object, Item] = {}
+        for index, item in enumerate(self.input):
+            if item.type == "item_reference":
+                item = referred[item.id or ""]
+                items.setdefault(item.id, item)
+            else:
+                items[index] = item
+        return list(items.values())
 
     def options(self) -> Options:
         """How to generate. Raises ``HttpError`` and ``InvalidOption``."""
@@ -229,6 +250,7 @@ def _check_item(index: int, item: Item) -> None:
         "function_call": ("call_id", "name", "arguments"),
         "function_call_output": ("call_id", "output"),
         "reasoning": (),
+        "item_reference": ("id",),
     }[item.type]
     for name in needed:
         if getattr(item, name) is None:

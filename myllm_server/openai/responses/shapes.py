@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from typing import Any
 
 from myllm_core.session_store import StoredMessage
 from myllm_core.types import Finish, Message, Usage
+
+_ITEM_ID = re.compile(r"(?P<kind>msg|fc|rs)_(?P<name>[0-9a-f]{48})(_\d{1,4})?", re.ASCII)
 
 META = "response"
 """Under this name the reply's meta has what else belongs to a response."""
@@ -24,6 +27,17 @@ def new_id(previous: str | None) -> str:
 def session_of(response_id: str) -> str:
     """The session that a response is a turn of."""
     return f"resp-{response_id[5:37]}"
+
+
+def response_of(item_id: str) -> tuple[str, str]:
+    """The response that an item is of, and the id under which the item is kept; empty for what is no item's id.
+
+    A reply's texts are kept as one: further messages of a response are in its first.
+    """
+    match = _ITEM_ID.fullmatch(item_id)
+    if match is None:
+        return "", ""
+    return f"resp_{match['name']}", f"msg_{match['name']}_0" if match["kind"] == "msg" else item_id
 
 
 class Parts:
