@@ -152,3 +152,13 @@ def confirm(question: str, option: str) -> None:
     if not answer:
         say("Nothing was changed.")
         raise typer.Exit(1)
+
+
+def seconds_of(text: str, option: str) -> float:
+    """The seconds that an option gives, such as ``30d``. Raises ``InvalidRequest``."""
+    from myllm_core.settings import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{option}: {error}") from None

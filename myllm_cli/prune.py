@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from myllm_cli.context import Cli
-from myllm_cli.models import JsonOption, confirm
+from myllm_cli.models import JsonOption, confirm, seconds_of
 from myllm_cli.tables import print_json, print_table, size_text
 from myllm_cli.terminal import clean_line, say
 from myllm_core.errors import InvalidRequest
@@ -34,7 +34,7 @@ def prune(
     cli: Cli = ctx.obj
     if json and not dry_run and not yes:
         raise InvalidRequest("--json can't ask; say --dry-run or --yes with it")
-    found = find(cli.models, _seconds(older_than))
+    found = find(cli.models, seconds_of(older_than, "--older-than"))
     total = size_text(sum(each.size for each in found))
     if not json:
         _show(found)
@@ -50,15 +50,6 @@ def prune(
         say(f"{clean_line(each.path)}: {clean_line(error.message)}")
     if failed:
         raise failed[0][1]
-
-
-def _seconds(text: str) -> float:
-    from myllm_core.settings import parse_duration
-
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise InvalidRequest(f"--older-than: {error}") from None
 
 
 def _show(found: list[Leftover]) -> None:

@@ -15,7 +15,7 @@ import typer
 
 from myllm_cli.context import Cli
 from myllm_cli.lazy import STYLE
-from myllm_cli.models import JsonOption, confirm
+from myllm_cli.models import JsonOption, confirm, seconds_of
 from myllm_cli.pictures import counted
 from myllm_cli.tables import print_json, print_table
 from myllm_cli.terminal import clean, clean_line, say
@@ -99,13 +99,18 @@ def list_sessions(ctx: typer.Context, limit: LimitOption = 50, json: JsonOption 
         sessions = store.list_sessions(limit=limit)
     if json:
         print_json([_session_json(session) for session in sessions])
-    elif not sessions:
-        say("There is no session yet; myllm run MODEL begins one.")
     else:
-        print_table(
-            ("ID", "UPDATED", "MODEL", "MESSAGES", "TITLE"),
-            [(s.id, s.updated_at[:16].replace("T", " "), s.model or "-", s.message_count, s.title) for s in sessions],
-        )
+        _print_sessions(sessions, "There is no session yet; myllm run MODEL begins one.")
+
+
+def _print_sessions(sessions: list[Session], otherwise: str) -> None:
+    if not sessions:
+        say(otherwise)
+        return
+    print_table(
+        ("ID", "UPDATED", "MODEL", "MESSAGES", "TITLE"),
+        [(s.id, s.updated_at[:16].replace("T", " "), s.model or "-", s.message_count, s.title) for s in sessions],
+    )
 
 
 @app.command()
@@ -181,6 +186,35 @@ def delete(
 
 
 @app.command()
+def prune(
+    ctx: typer.Context,
+    older_than: Annotated[
+        str, typer.Option("--older-than", metavar="TIME", help="What nobody went on with for so long, such as 30d.")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be deleted.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Delete old sessions, and show them first. Asks on a terminal; off one, --yes is needed."""
+    from myllm_core.sessions.age import delete_idle, idle_sessions
+
+    if json and not dry_run and not yes:
+        raise InvalidRequest("--json can't ask; say --dry-run or --yes with it")
+    age = seconds_of(older_than, "--older-than")
+    with session_store(ctx.obj) as store:
+        found = idle_sessions(store, age)
+        if not json:
+            _print_sessions(found, "There is no session that old.")
+            if found and not dry_run and not yes:
+                confirm(f"Delete these sessions ({len(found)})?", "--yes")
+        deleted = [] if dry_run else [session for session in found if delete_idle(store, session.id, age)]
+    if json:
+        print_json([_session_json(session) for session in (found if dry_run else deleted)])
+    elif found:
+        print(f"{len(found)} would be deleted." if dry_run else f"Deleted {len(deleted)}.")
+
+
+@app.command()
 def export(
     ctx: typer.Context,
     session_id: IdArgument,
@@ -210,9 +244,11 @@ def import_(
     new_id: Annotated[str | None, typer.Option("--id", metavar="ID", help="Another id than the file's.")] = None,
 ) -> None:
     """Read a session that export wrote."""
+    from myllm_core.sessions.fork import import_document
+
     document = _read_json(file)
     with session_store(ctx.obj) as store:
-        session = store.import_(document, _checked(new_id) if new_id else None)
+        session = import_document(store, document, _checked(new_id) if new_id else None)
     print(session.id)
 
 

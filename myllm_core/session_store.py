@@ -64,7 +64,8 @@ class StoredMessage:
 class Session:
     """A session without its messages. ``tip`` is the id of the last message of the current path.
 
-    ``message_count`` counts all messages of the tree, those of left branches too.
+    ``message_count`` counts all messages of the tree, those of left branches too. ``append``, ``set_tip`` and
+    ``update`` set ``updated_at``, also when nothing else is changed; ``import_`` takes the document's.
     """
 
     id: str

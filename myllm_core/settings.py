@@ -21,6 +21,7 @@ from pydantic_settings import (
 
 from myllm_core.errors import ConfigError
 from myllm_core.images import MAX_PIXELS, MOST_PIXELS
+from myllm_core.sessions.age import LEAST_AGE
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
 _FOREVER = 1e12  # seconds; more than a float holds would fail
@@ -102,6 +103,9 @@ class Settings(BaseSettings):
     isolation: Literal["process", "thread"] = Field("process", description="where models run; thread is for tests")
     session_store: str = Field("sqlite", description="name of the session store")
     session_url: str = Field("", repr=False, description="where the session store is; empty: its own default")
+    session_max_age: Duration = Field(
+        float("inf"), ge=LEAST_AGE, description="how long a session is kept that nobody goes on with: 30d, forever"
+    )
     disabled_plugins: list[str] = Field(default_factory=list, description="plugins that are not loaded")
     engine_options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="load options by engine, such as engine_options.llamacpp.n_ctx"

@@ -120,6 +120,7 @@ async def _serve(settings: Settings, plugins: Plugins, listeners: list[socket.so
     from myllm_server.gate import Gate
     from myllm_server.graceful import GracefulServer, exit_code
     from myllm_server.protocol import ServerConfig
+    from myllm_server.retention import deleting_idle_sessions
     from myllm_server.tls import tls_options
 
     gate = Gate(settings.max_requests)
@@ -133,7 +134,8 @@ async def _serve(settings: Settings, plugins: Plugins, listeners: list[socket.so
                 lambda: _announce(settings, listeners),
             )
             collect_often()
-            await server.serve(sockets=listeners)
+            async with deleting_idle_sessions(runtime):
+                await server.serve(sockets=listeners)
     return exit_code(server)
 
 
@@ -182,6 +184,7 @@ def reloaded_app() -> ASGIApp:
     """The app of ``serve --reload``, made anew after each change."""
     from myllm_core.runtime.runtime import Runtime
     from myllm_server.app import create_app
+    from myllm_server.retention import deleting_idle_sessions
 
     share_one_heap()
     settings = load_settings()
@@ -194,7 +197,7 @@ def reloaded_app() -> ASGIApp:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with tracing:
-            async with runtime:
+            async with runtime, deleting_idle_sessions(runtime):
                 yield
 
     tracer = tracing.enter_context(_tracer(settings))

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from myllm_core.images import write_images
 from myllm_core.session_store import Session, SessionStore, StoredMessage
-from myllm_core.sessions.fork import fork_session
+from myllm_core.sessions.fork import fork_session, import_document
 from myllm_server import examples
 from myllm_server.errors import json_response
 from myllm_server.schemas import ForkBody, ImportQuery, PageQuery, SessionChange
@@ -85,7 +85,7 @@ async def import_session(
     document: Annotated[dict[str, Any], Body(description="what `export` wrote")],
 ) -> Response:
     """Read a session that `export` wrote, under its own id or another."""
-    imported = await runtime_of(request).sessions(lambda store: store.import_(document, query.session_id))
+    imported = await runtime_of(request).sessions(lambda store: import_document(store, document, query.session_id))
     return json_response(_entry(imported))
 
 

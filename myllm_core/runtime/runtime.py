@@ -11,50 +11,46 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import uuid
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakValueDictionary
 
 from myllm_core.chat.images import check_images, check_total
 from myllm_core.chat.shape import check_conversation, check_tools
-from myllm_core.engine import Engine, TokenEngine
+from myllm_core.engine import TokenEngine
 from myllm_core.errors import (
     DeadlineExceeded,
-    InvalidOption,
     InvalidRequest,
-    MyllmError,
     SessionNotFound,
     UnsupportedError,
 )
-from myllm_core.models.manifest import Model
 from myllm_core.models.store import ModelStore
-from myllm_core.options import Options, grammar, merge, sampling
+from myllm_core.options import Options, merge
 from myllm_core.plugins import Plugins, load_plugins
-from myllm_core.runtime.choose import sampling_of
 from myllm_core.runtime.handle import LoadOrder
+from myllm_core.runtime.keep import keep_with_turn
 from myllm_core.runtime.observe import Kind, Observer, Watch
 from myllm_core.runtime.pool import Pool
 from myllm_core.runtime.rank import score
+from myllm_core.runtime.request import check_live, limit_tokens, make_request, require
 from myllm_core.runtime.slot import Lease, Loaded
 from myllm_core.runtime.wire import pack_request
 from myllm_core.session_store import SessionStore, check_session_id
-from myllm_core.sessions.conversation import Branch, Said, Turn, keep_turn, plan_turn, repeat_reply, resume_turn
+from myllm_core.sessions.age import delete_idle, idle_sessions, note_use
+from myllm_core.sessions.conversation import Branch, Turn, plan_turn, repeat_reply, resume_turn
 from myllm_core.settings import Settings, load_settings
 from myllm_core.types import (
-    ChatRequest,
-    CompletionRequest,
     Embeddings,
     Event,
     Finish,
     Message,
     Progress,
     Prompt,
-    Request,
     Scores,
     Tools,
 )
@@ -63,8 +59,6 @@ if TYPE_CHECKING:
     from myllm_core.runtime.explain import Explanation
 
 T = TypeVar("T")
-
-log = logging.getLogger("myllm.runtime")
 
 
 class Runtime:
@@ -140,7 +134,7 @@ class Runtime:
             told = (Message("system", instructions), *turn.messages) if instructions else turn.messages
             events = self._generate(order, told, options, keep_alive, client, deadline, tools)
             if session_id is not None:
-                events = self._kept(events, session_id, turn, installed.name)
+                events = keep_with_turn(events, self, session_id, turn, installed.name)
             async with aclosing(events):
                 async for event in events:
                     yield event
@@ -187,7 +181,7 @@ class Runtime:
                 async for step in steps:
                     if isinstance(step, Lease):
                         watch.admitted()
-                        _require(step, "embed", "makes no embeddings; use an embedding model")
+                        require(step, "embed", "makes no embeddings; use an embedding model")
                         embeddings = await step.handle.embed(list(inputs), step.left)
             watch.made(embeddings)
             return embeddings
@@ -229,7 +223,7 @@ class Runtime:
             check_tools(tools)
         order = self._pool.order(self.models.get(model), engine, load_options)
         told = asked if isinstance(asked, str) else tuple(check_images(asked, self.settings))
-        request = _request(order.model, told, merge(order.model.manifest.options, options), order.engine, tools)
+        request = make_request(order.model, told, merge(order.model.manifest.options, options), order.engine, tools)
         return Prompt(**await self._looked_up(order, keep_alive, "prompt", pack_request(request)))
 
     async def tokenize(
@@ -321,6 +315,19 @@ class Runtime:
                 self._store = await asyncio.to_thread(cls.open, self.settings.session_url, self.settings.data_dir)
         return await asyncio.to_thread(use, self._store)
 
+    async def delete_idle_sessions(self, age: float) -> AsyncGenerator[str, None]:
+        """Delete the sessions that haven't changed for ``age`` seconds, one by one, and yield each one's id.
+
+        One that is answering stays. Raises ``InvalidRequest`` for less than an hour.
+        """
+        for session in await self.sessions(lambda store: idle_sessions(store, age)):
+            lock = self._session_locks.get(session.id)
+            if lock is not None and lock.locked():
+                continue
+            async with self._session_lock(session.id, math.inf):
+                if await self.sessions(partial(delete_idle, session_id=session.id, age=age)):
+                    yield session.id
+
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self.settings.request_timeout
 
@@ -343,9 +350,11 @@ class Runtime:
         def read(store: SessionStore) -> Turn:
             try:
                 taken = resume_turn(store, session_id, asked, key) if key else None
-                return taken or plan_turn(store.path(session_id, branch.after), asked, key or uuid.uuid4().hex)
+                turn = taken or plan_turn(store.path(session_id, branch.after), asked, key or uuid.uuid4().hex)
+                note_use(store, session_id)
             except SessionNotFound:
                 return plan_turn([], asked, key or uuid.uuid4().hex)
+            return turn
 
         return replace(await self.sessions(read), meta=branch.meta)
 
@@ -359,8 +368,8 @@ class Runtime:
         deadline: float,
         tools: Tools | None = None,
     ) -> AsyncGenerator[Event, None]:
-        merged = _limited(merge(order.model.manifest.options, options), options, self.settings.max_tokens)
-        request = _request(order.model, asked, merged, order.engine, tools)
+        merged = limit_tokens(merge(order.model.manifest.options, options), options, self.settings.max_tokens)
+        request = make_request(order.model, asked, merged, order.engine, tools)
         with self._watch("chat" if isinstance(asked, tuple) else "generate", order) as watch:
             async with aclosing(self._held(order, keep_alive, client, deadline)) as steps:
                 async for step in steps:
@@ -368,7 +377,7 @@ class Runtime:
                         yield step
                         continue
                     watch.admitted()
-                    _check_live(step, request)
+                    check_live(step, request)
                     async with aclosing(step.handle.run(request, step.left)) as events:
                         async for event in events:
                             watch.see(event)
@@ -389,108 +398,3 @@ class Runtime:
                 if lease.handle.dead is None:
                     yield lease
                     return
-
-    async def _kept(
-        self, events: AsyncGenerator[Event, None], session_id: str, turn: Turn, model: str
-    ) -> AsyncGenerator[Event, None]:
-        """The same events; the turn is stored before the last one, or when the reader goes away."""
-        said = Said()
-        kept = False
-
-        async def keep(finish: Finish) -> None:
-            if not said and finish.reason in ("cancelled", "error"):
-                return
-            reply = said.message(finish.reason)
-            await self.sessions(lambda store: keep_turn(store, session_id, turn, reply, finish, model))
-
-        try:
-            async with aclosing(events):
-                async for event in events:
-                    if isinstance(event, Finish):
-                        kept = True
-                        event = await _or_error(event, keep(event))
-                    else:
-                        said.take(event)
-                    yield event
-        except (GeneratorExit, asyncio.CancelledError):
-            if not kept:
-                finish = await _or_error(Finish("cancelled"), keep(Finish("cancelled")))
-                if finish.error is not None:  # nobody is left to tell
-                    log.warning("an interrupted reply of session %s isn't stored: %s", session_id, finish.error)
-            raise
-
-
-async def _or_error(finish: Finish, keeping: Coroutine[Any, Any, None]) -> Finish:
-    """The finish, or one that says that the turn couldn't be stored. Cancelling waits until it is."""
-    task = asyncio.ensure_future(keeping)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])  # the session is ours until then: the next request reads what was stored
-        raise
-    except MyllmError as error:
-        return replace(finish, reason="error", error=finish.error or error)
-    return finish
-
-
-def _limited(merged: Options, asked: Options | None, most: int) -> Options:
-    """``merged`` with at most ``most`` tokens (0: no limit). Raises ``InvalidOption`` when more were asked for."""
-    if not most:
-        return merged
-    if asked is not None and (asked.max_tokens or 0) > most:
-        raise InvalidOption(f"option max_tokens: at most {most} here (setting max_tokens)", max_tokens=most)
-    return merged.model_copy(update={"max_tokens": min(merged.max_tokens or most, most)})
-
-
-def _request(
-    model: Model,
-    asked: tuple[Message, ...] | str | list[int],
-    options: Options,
-    engine: type[Engine],
-    tools: Tools | None = None,
-) -> Request:
-    how = sampling(options, sampling_of(engine, model), engine.name)
-    stop, endless = tuple(options.stop or ()), bool(options.ignore_eos)
-    if endless and not issubclass(engine, TokenEngine):
-        raise UnsupportedError(f"the {engine.name} engine can't ignore_eos; it ends replies itself")
-    if not isinstance(asked, tuple):
-        if options.reasoning_effort is not None:
-            raise UnsupportedError("a raw prompt has no reasoning_effort; leave it out, or send messages to chat")
-        if isinstance(asked, list) and not issubclass(engine, TokenEngine):
-            raise UnsupportedError(f"the {engine.name} engine takes no tokens; send text")
-        text, tokens = (asked, ()) if isinstance(asked, str) else ("", tuple(asked))
-        rule = grammar(options)
-        return CompletionRequest(text, how, options.max_tokens, stop, options.logprobs, rule, endless, tokens)
-    system = model.manifest.system
-    if system and not any(message.role == "system" for message in asked):
-        asked = (Message("system", system), *asked)
-    fit = options.fit or "drop"
-    rule, effort = grammar(options), options.reasoning_effort
-    if effort is not None and not issubclass(engine, TokenEngine):
-        raise UnsupportedError(f"the {engine.name} engine has no option reasoning_effort; leave it out")
-    return ChatRequest(asked, how, options.max_tokens, stop, options.logprobs, fit, rule, endless, tools, effort)
-
-
-def _check_live(lease: Lease, request: Request) -> None:
-    if request.logprobs is not None:
-        _require(lease, "logprobs", "gives no log probabilities")
-    if request.grammar is not None:
-        _require(lease, "grammar", "can't be held to a JSON schema or grammar")
-    if isinstance(request, ChatRequest):
-        if any(message.images for message in request.messages):
-            _require(lease, "vision", "reads no images; send text only, or use a model with vision")
-        if request.tools is not None:
-            _check_tools_live(lease, request.tools)
-
-
-def _check_tools_live(lease: Lease, tools: Tools) -> None:
-    """With a TokenEngine the core finds the calls in the reply; other engines do so themselves, or don't."""
-    if not issubclass(lease.handle.order.engine, TokenEngine):
-        _require(lease, "tools", "calls no tools; leave them out, or use another engine")
-    elif tools.choice == "required" or any(tool.strict for tool in tools.functions):
-        _require(lease, "grammar", "can't be held to a tool's schema; use tool_choice auto, without strict")
-
-
-def _require(lease: Lease, capability: str, otherwise: str) -> None:
-    if capability not in lease.handle.facts["capabilities"]:
-        raise UnsupportedError(f"{lease.handle.order.model.name} on the {lease.engine} engine {otherwise}")

@@ -18,6 +18,9 @@ from typing import Any
 
 import pytest
 
+from myllm_core.sessions.sqlite import SQLiteStore
+from support.sessions import put_session
+
 from .conftest import Myllm
 
 
@@ -106,6 +109,39 @@ def test_sessions(with_echo: Myllm, tmp_path: Path) -> None:
     assert with_echo("sessions", "import", "-", input=file.read_bytes()).stdout == "fruit\n"
     assert "the second pear" in with_echo("sessions", "show", "fruit").stdout
     assert with_echo("sessions", "import", "-", input="[" * 100_000).returncode == 2
+
+
+def test_old_sessions_are_pruned_after_a_look(myllm: Myllm) -> None:
+    store = SQLiteStore.open("", myllm.home / "data")
+    for session_id, days in (("old", 31), ("older", 400), ("new", 1)):
+        put_session(store, session_id, days)
+
+    def left() -> set[str]:
+        return {session.id for session in store.list_sessions()}
+
+    prune = ("sessions", "prune", "--older-than")
+    done = myllm("sessions", "prune", "--yes")
+    assert done.returncode == 2 and "--older-than" in done.stderr, "an age must be said"
+    for text in ("soon", "30", "59m", "0"):
+        done = myllm(*prune, text, "--yes")
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert myllm(*prune, "30d", "--json").returncode == 2
+    assert "no session that old" in myllm(*prune, "forever", "--yes").stderr
+    done = myllm(*prune, "30d", "--dry-run")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["ID", "older", "old", "2"]
+    assert [session["id"] for session in _json(myllm(*prune, "30d", "--dry-run", "--json"))] == ["older", "old"]
+    done = myllm(*prune, "30d")
+    assert done.returncode == 2 and "--yes" in done.stderr and left() == {"old", "older", "new"}, "nobody can be asked"
+    terminal = myllm.terminal(*prune, "100d")
+    terminal.expect(r"Delete these sessions \(1\)\? .*")
+    terminal.sendline("n")
+    terminal.expect("Nothing was changed")
+    assert left() == {"old", "older", "new"}
+    done = myllm(*prune, "100d", "--yes")
+    assert done.returncode == 0 and done.stdout.endswith("Deleted 1.\n") and left() == {"old", "new"}
+    assert [session["id"] for session in _json(myllm(*prune, "30d", "--yes", "--json"))] == ["old"]
+    assert left() == {"new"}
+    store.close()
 
 
 class _Slow(BaseHTTPRequestHandler):

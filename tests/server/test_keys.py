@@ -282,7 +282,7 @@ def test_everything_of_a_runtime_that_names_sessions_goes_through_its_store() ->
         name for name, method in inspect.getmembers(Runtime, inspect.isfunction)
         if "session_id" in inspect.signature(method).parameters
     }  # fmt: skip
-    assert named <= {"chat", "_plan", "_kept", "_session_lock"}
+    assert named <= {"chat", "_plan", "_session_lock"}
     (cls,) = ast.parse(inspect.getsource(Runtime)).body
     assert isinstance(cls, ast.ClassDef)
     using = {

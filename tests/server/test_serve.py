@@ -14,8 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from myllm_core.sessions.sqlite import SQLiteStore
 from support.serve import Served, environment, served
 from support.server import eventually, parse_answer, read_all, read_until
+from support.sessions import put_session
 
 LONG = " ".join(f"w{i}" for i in range(400))  # 20 s with the model `slow`
 
@@ -211,3 +213,27 @@ def _answers(server: Served) -> bool:
         return server.get("/health")[0] == 200
     except OSError:
         return False
+
+
+def test_old_sessions_are_deleted_at_the_start(home: Path, tmp_path: Path) -> None:
+    store = SQLiteStore.open("", tmp_path)
+    put_session(store, "old", 31)
+    put_session(store, "new", 29)
+    store.close()
+    with served(home, tmp_path, MYLLM_SESSION_MAX_AGE="30d", MYLLM_LOG_FORMAT="json") as server:
+        eventually(lambda: "session_max_age" in server.log, 20)
+        sessions = json.loads(server.get("/api/sessions")[1])["sessions"]
+        (line,) = [line for line in map(json.loads, server.log.splitlines()) if line["logger"] == "myllm.audit"]
+    assert [session["id"] for session in sessions] == ["new"]
+    assert (line["sessions"], line["outcome"], line["level"]) == (1, "ok", "info")
+
+
+def test_an_age_under_an_hour_is_refused(home: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "myllm_cli", "serve", "--port", "0"],
+        env=environment(home, tmp_path, MYLLM_SESSION_MAX_AGE="59m"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2 and "session_max_age" in done.stderr and done.stderr.count("\n") == 1

@@ -96,6 +96,14 @@ class TimesWithoutZone(Sound):
         return super()._save(replace(session, created_at=session.created_at[:19]))
 
 
+@fails(each_change_is_the_last_one="for their age")
+class KeepsTheTime(Sound):
+    def update(self, session_id: str, **changes: Any) -> Any:
+        return self._save(
+            replace(super().update(session_id, **changes), updated_at=self.sessions[session_id].created_at)
+        )
+
+
 @fails(delete_takes_the_session_and_its_messages_and_nothing_else="kept")
 class DeletesAll(Sound):
     def delete(self, session_id: str) -> None:

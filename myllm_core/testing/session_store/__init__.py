@@ -90,6 +90,25 @@ class SessionStoreContract(DeclaredTests, TurnTests, TreeTests, SearchTests, Doc
             assert time.utcoffset() == timedelta(0)
             assert abs(datetime.now(time.tzinfo) - time) < timedelta(minutes=5)
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda store, tip: store.append("s", [said("more")], parent=tip, key="k"),
+            lambda store, tip: store.set_tip("s", None),
+            lambda store, tip: store.update("s"),
+        ],
+        ids=["append", "set_tip", "update"],
+    )
+    def test_each_change_is_the_last_one(self, store: SessionStore, change: Callable[[SessionStore, Any], Any]) -> None:
+        branched_session(store)
+        old = "2020-01-31T12:00:00+00:00"
+        document = store.export("s") | {"created_at": old, "updated_at": old}
+        store.delete("s")
+        change(store, store.import_(document).tip)
+        changed = datetime.fromisoformat(store.get("s").updated_at)
+        assert datetime.now(changed.tzinfo) - changed < timedelta(minutes=5), "sessions are deleted for their age by it"
+        assert store.get("s").created_at == old
+
     def test_delete_takes_the_session_and_its_messages_and_nothing_else(self, store: SessionStore) -> None:
         for session_id in ("gone", "kept"):
             store.create(session_id)
