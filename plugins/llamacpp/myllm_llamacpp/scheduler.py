@@ -293,6 +293,9 @@ class Scheduler:
         if not self.guesses:
             return
         room = min(self.guesses, self.context.batch.rows - len(plan))
+        for part in plan:
+            if part.run.lookup is not None:  # only here: nobody waits for a first token while a prompt is taken in
+                part.run.lookup.follow(part.run.history.tokens, self.rates)
         if self.rates.prepare(len(plan), self.pace.token):
             for part in plan:
                 run = part.run
@@ -426,8 +429,6 @@ class Scheduler:
         if len(part.guess):
             self.slots.extend(_slot(run), len(outs) - 1)
             self.stats.right_guesses += len(outs) - 1
-        if run.lookup is not None:
-            run.lookup.follow(run.history.tokens, self.rates)
         return outs
 
     def _force(self, run: Run, tokens: list[int]) -> list[TokenOut]:

@@ -145,10 +145,10 @@ class Slots:
         otherwise. One that is alone has none to fill: the others move out, and it comes back in order itself.
         """
         resident = self.resident()
-        if not all(self._held(slot) or self.states.takes(self.size(slot)) for slot in resident):
-            return
         source, prefix = self._source(history)
         if len(resident) == 1 and source is not None:
+            return
+        if not all(self._held(slot) or self.states.takes(self.size(slot)) for slot in resident):
             return
         for slot in resident:
             self.give_up(slot)
