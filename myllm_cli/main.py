@@ -78,11 +78,12 @@ def _ending(verbose: bool) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _STORAGE_ERRNOS:
             raise
+        place = f"{error.filename}: " if error.filename else ""
         try:
             sys.stdout.flush()
         except OSError:
             _discard_output()
-        place = f"{error.filename}: " if error.filename else ""
+            place = place or "standard output: "
         raise typer.Exit(_report(StorageError(f"{place}{error.strerror}"), verbose)) from None
 
 

@@ -19,7 +19,7 @@ from myllm_cli.models import JsonOption, confirm, seconds_of
 from myllm_cli.pictures import counted
 from myllm_cli.tables import print_json, print_table
 from myllm_cli.terminal import clean, clean_line, say
-from myllm_core.errors import InvalidRequest
+from myllm_core.errors import InvalidRequest, StorageError
 from myllm_core.images import write_images
 
 if TYPE_CHECKING:
@@ -234,6 +234,8 @@ def export(
             json_module.dump(document, file, indent=2)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise InvalidRequest(f"can't write {output}: {error.strerror}") from None
+    except OSError as error:
+        raise StorageError(f"can't write {output}: {error.strerror}; make room there, or choose another file") from None
     say(f"Wrote {output}")
 
 

@@ -130,6 +130,8 @@ class Settings(BaseSettings):
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings; ``overrides`` (from the command line) win, None means not given. Raises ``ConfigError``."""
     given = {name: value for name, value in overrides.items() if value is not None}
+    if config_file().is_dir():
+        raise ConfigError(f"{config_file()} is a folder, where the settings' file should be: move it aside")
     try:
         settings = Settings(**given)
     except ValidationError as error:

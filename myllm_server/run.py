@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import secrets
@@ -50,7 +51,7 @@ def serve(settings: Settings, plugins: Plugins, *, reload: bool = False) -> int:
                 listeners.append(stack.enter_context(_bind(settings.host, port)))
             except (OSError, UnicodeError) as error:
                 reason = getattr(error, "strerror", None) or str(error)
-                _say(f"can't listen on {settings.host} port {port}: {reason}; try: myllm serve --{option} 0")
+                _say(f"can't listen on {settings.host} port {port}: {reason}; try: {_instead(error, option)}")
                 return 1
         settings = settings.model_copy(update={"ollama_port": _port(listeners[1]) if listeners[1:] else None})
         try:
@@ -64,6 +65,12 @@ def serve(settings: Settings, plugins: Plugins, *, reload: bool = False) -> int:
             return error.exit_code
         except KeyboardInterrupt:  # a second Ctrl+C, while models are being unloaded
             return 130
+
+
+def _instead(error: OSError | UnicodeError, option: str) -> str:
+    if isinstance(error, socket.gaierror | UnicodeError) or error.errno == errno.EADDRNOTAVAIL:
+        return "myllm serve --host 127.0.0.1, or another address of this machine"
+    return f"myllm serve --{option} 0"
 
 
 def _say(text: str) -> None:

@@ -210,7 +210,7 @@ class _Found(NamedTuple):
 def _find(db: sqlite3.Connection, session_id: str) -> _Found:
     row = db.execute(f"SELECT number, {_SESSION} FROM sessions WHERE id = ?", [session_id]).fetchone()
     if row is None:
-        raise SessionNotFound(f"there is no session {session_id}; see: myllm sessions")
+        raise SessionNotFound(f"there is no session {session_id}; see: myllm sessions list")
     return _Found(row[0], Session(*row[1:]))
 
 

@@ -111,6 +111,16 @@ def test_sessions(with_echo: Myllm, tmp_path: Path) -> None:
     assert with_echo("sessions", "import", "-", input="[" * 100_000).returncode == 2
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_export_onto_a_full_disk_names_the_file(with_echo: Myllm) -> None:
+    assert with_echo("run", "echo", "hello", "--session", "s").returncode == 0
+    done = with_echo("sessions", "export", "s", "--output", "/dev/full")
+    assert (done.returncode, done.stdout) == (6, "")
+    assert done.stderr == (
+        "Error: can't write /dev/full: No space left on device; make room there, or choose another file\n"
+    )
+
+
 def test_old_sessions_are_pruned_after_a_look(myllm: Myllm) -> None:
     store = SQLiteStore.open("", myllm.home / "data")
     for session_id, days in (("old", 31), ("older", 400), ("new", 1)):

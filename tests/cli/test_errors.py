@@ -135,7 +135,7 @@ def test_a_full_disk_behind_standard_output_is_an_error(with_echo: Myllm, argume
     with open("/dev/full", "wb") as full:
         done = with_echo(*arguments, stdout=full)
     assert done.returncode == 6
-    assert done.stderr.splitlines()[-1] == "Error: No space left on device"
+    assert done.stderr.splitlines()[-1] == "Error: standard output: No space left on device"
 
 
 def _on_a_terminal(myllm: Myllm, *arguments: str) -> str:

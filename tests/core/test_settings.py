@@ -63,6 +63,12 @@ def test_a_wrong_file_is_one_line_that_names_the_file(config: Path, text: str, s
     assert str(config) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_folder_in_the_files_place_is_said(config: Path) -> None:
+    config.mkdir()
+    with pytest.raises(ConfigError, match="is a folder"):
+        load_settings()
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfeport", b"port = 1\r\n\xe9 = 2"])
 def test_a_file_that_isnt_text_is_one_line_too(config: Path, content: bytes) -> None:
     config.write_bytes(content)

@@ -109,7 +109,7 @@ def test_a_port_in_use_is_one_line(home: Path, tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1 and str(port) in done.stderr and "in use" in done.stderr
 
 
-@pytest.mark.parametrize("host", ["no.such.host.invalid", "256.1.1.1", "a" * 70 + ".example"])
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1", "256.1.1.1", "a" * 70 + ".example"])
 def test_a_host_that_cant_be_bound_is_one_line(home: Path, tmp_path: Path, host: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "myllm_cli", "serve", "--port", "0", "--host", host],
@@ -119,6 +119,7 @@ def test_a_host_that_cant_be_bound_is_one_line(home: Path, tmp_path: Path, host:
         timeout=120,
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and host in done.stderr
+    assert "--host 127.0.0.1" in done.stderr and "--port 0" not in done.stderr, "another port wouldn't help"
 
 
 def test_a_wrong_origin_in_the_settings_is_one_line(home: Path, tmp_path: Path) -> None:
