@@ -77,6 +77,7 @@ class _Reply:
         """Events for what was held back, at the end."""
         reasoning, answer = self._reasoning.feed(self._decoder.decode(b"", True))
         more_reasoning, more_answer = self._reasoning.flush()
+        self._decoded += len(answer) + len(more_answer)
         return self._events(reasoning + more_reasoning, answer + more_answer, last=True)
 
     @property

@@ -108,6 +108,14 @@ def test_stop_strings_look_at_the_answer_only(byte_engine):
     assert text == "go "
 
 
+@pytest.mark.parametrize("script", ["aé".encode()[:-1], b"<thi"])
+def test_what_is_held_until_the_end_has_its_logprobs(byte_engine, script):
+    text, _, events = answer(byte_engine(script), ask(logprobs=1, max_tokens=len(script)))
+    positions = [p for e in events if isinstance(e, TextDelta) for p in e.logprobs]
+    assert b"".join(p.chosen.bytes for p in positions) == script
+    assert text == script.decode(errors="replace")
+
+
 def test_logprobs_join_to_the_text(byte_engine):
     _, _, events = answer(byte_engine("aé!".encode()), ask(logprobs=2, stop=("!!",)))
     positions = [p for e in events if isinstance(e, TextDelta) for p in e.logprobs]
