@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,6 +75,8 @@ def _check_plot(path: Path) -> None:
         raise InvalidRequest(f"--plot {path}: name a file that ends with {', '.join(_PICTURES)}")
     if importlib.util.find_spec("matplotlib") is None:
         raise InvalidRequest('--plot needs matplotlib; install it: pip install "myllm[plot]"')
+    if not os.access(path.parent, os.W_OK) or path.is_dir():
+        raise InvalidRequest(f"--plot {path}: no file can be written there")
 
 
 def _cases(cli: Cli, models: list[str], engines: list[str]) -> list[Case]:

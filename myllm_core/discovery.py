@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distributions, version
+from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distributions, metadata, version
 
 from myllm_core.hookspecs import COMMAND_GROUP, GROUP
 
@@ -47,6 +47,17 @@ def _installed(requirement: str) -> bool:
         return bool(name and version(name[0]))
     except PackageNotFoundError:
         return False
+
+
+def extras() -> list[str]:
+    """The extras of myllm's own distribution that install plugins; none when its metadata aren't there."""
+    try:
+        about = metadata("myllm")
+    except PackageNotFoundError:
+        return []
+    needed = about.get_all("Requires-Dist") or []
+    plugins = [name for name in about.get_all("Provides-Extra") or [] if any(f"myllm-{name}" in one for one in needed)]
+    return sorted(plugins)
 
 
 def find_plugins(disabled: frozenset[str] = frozenset()) -> tuple[list[Plugin], list[EntryPoint]]:

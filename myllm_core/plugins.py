@@ -17,7 +17,7 @@ import pluggy
 
 from myllm_core import hookspecs
 from myllm_core.catalog import CatalogEntry
-from myllm_core.discovery import Plugin, find_plugins
+from myllm_core.discovery import Plugin, extras, find_plugins
 from myllm_core.downloader import Downloader
 from myllm_core.engine import Engine
 from myllm_core.errors import EngineMissing, PluginError
@@ -66,8 +66,9 @@ class Plugins:
         engines = self.engines()
         if name not in engines:
             raise EngineMissing(
-                f"no engine named {name} is installed; there is: {', '.join(sorted(engines)) or 'none'}. "
-                f'Try: pip install "myllm[{name}]"' + self.broken_hint()
+                f"no engine named {name} is installed; there is: {', '.join(sorted(engines)) or 'none'}"
+                + (f'. Try: pip install "myllm[{name}]"' if name in extras() else "")
+                + self.broken_hint()
             )
         return engines[name][1]
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, metadata
 from typing import Any
 
-from myllm_core.discovery import Plugin
+from myllm_core.discovery import Plugin, extras
 from myllm_core.engine import Engine, MemoryEstimate, Support
 from myllm_core.errors import EngineError, EngineMissing, InvalidOption, MyllmError, PluginError
 from myllm_core.guard import guarded, shown
@@ -70,7 +69,8 @@ def choose_engine(model: Model, plugins: Plugins, wanted: str | None = None) -> 
     if not found:
         raise EngineMissing(
             f"no installed engine loads {model.format} models; install one: pip install "
-            f'"myllm[ENGINE]" with ENGINE one of {", ".join(_extras())}, or another plugin' + plugins.broken_hint()
+            f'"myllm[ENGINE]" with ENGINE one of {", ".join(extras()) or "all"}, or another plugin'
+            + plugins.broken_hint()
         )
     best = found[0]
     if best.support.missing:
@@ -78,20 +78,11 @@ def choose_engine(model: Model, plugins: Plugins, wanted: str | None = None) -> 
             f"the engine {best.engine.name} needs {best.support.missing}; install it: {best.support.install}"
         )
     if best.support.score <= 0:
+        if name:
+            raise EngineMissing(f"the engine {name} can't load {model.name}: {best.support.reason}")
         reasons = "; ".join(f"{c.engine.name}: {c.support.reason}" for c in found)
         raise EngineMissing(f"no installed engine can load {model.name}: {reasons}")
     return best
-
-
-def _extras() -> list[str]:
-    """The extras that install plugins."""
-    try:
-        about = metadata("myllm")
-    except PackageNotFoundError:
-        return ["all"]
-    needed = about.get_all("Requires-Dist") or []
-    plugins = [name for name in about.get_all("Provides-Extra") or [] if any(f"myllm-{name}" in one for one in needed)]
-    return sorted(plugins) or ["all"]
 
 
 def sampling_of(engine: type[Engine], model: Model) -> frozenset[str]:

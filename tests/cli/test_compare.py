@@ -84,6 +84,7 @@ def test_what_cannot_be_compared_is_told_before_anything_is_loaded(with_echo: My
         (("echo", "nobody"), 3, "nobody"),
         (("echo", "--engine", "echo", "--engine", "llamacpp"), 7, "llamacpp"),
         (("echo", "echo", "--plot", str(tmp_path / "picture.txt")), 2, ".png"),
+        (("echo", "echo", "--plot", str(tmp_path / "nowhere" / "picture.png")), 2, "no file can be written there"),
     ):
         done = with_echo("compare", *arguments)
         assert done.returncode == code and said in done.stderr and done.stdout == ""
