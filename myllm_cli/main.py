@@ -78,13 +78,14 @@ def _ending(verbose: bool) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _STORAGE_ERRNOS:
             raise
-        place = f"{error.filename}: " if error.filename else ""
         try:
             sys.stdout.flush()
         except OSError:
             _discard_output()
-            place = place or "standard output: "
-        raise typer.Exit(_report(StorageError(f"{place}{error.strerror}"), verbose)) from None
+        said = f"can't write: {error.strerror}; make room where the output goes, then try again"
+        if error.filename:
+            said = f"{error.filename}: {error.strerror}"
+        raise typer.Exit(_report(StorageError(said), verbose)) from None
 
 
 def _report(error: MyllmError, verbose: bool) -> int:

@@ -135,7 +135,8 @@ def test_a_full_disk_behind_standard_output_is_an_error(with_echo: Myllm, argume
     with open("/dev/full", "wb") as full:
         done = with_echo(*arguments, stdout=full)
     assert done.returncode == 6
-    assert done.stderr.splitlines()[-1] == "Error: standard output: No space left on device"
+    said = done.stderr.splitlines()[-1]
+    assert said == "Error: can't write: No space left on device; make room where the output goes, then try again"
 
 
 def _on_a_terminal(myllm: Myllm, *arguments: str) -> str:
