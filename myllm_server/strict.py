@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import types
 import typing
 from collections.abc import Callable, Coroutine, Iterator
@@ -20,6 +22,7 @@ from myllm_server.errors import HttpError, refusal
 from myllm_server.keys import key_of
 from myllm_server.state import settings_of
 
+_LARGE = re.compile(r"[eE]\+?\d{3}|\d{300}")  # what may be larger than a float, wherever it stands
 _MOST_NAMES = 10_000  # in one object: each that is unknown or wrong is an error, which takes about 1 kB
 
 
@@ -27,7 +30,7 @@ def parse_json(body: bytes, max_depth: int) -> Any:
     """JSON values of a body. Raises ``HttpError``: 400 when it is no JSON, 422 when a value can't be used."""
     try:
         text = body.decode("utf-8-sig")
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_infinite, parse_float=_finite if _LARGE.search(text) else None)
     except UnicodeDecodeError:
         raise HttpError(400, "invalid_json", "the body is no UTF-8; send JSON in UTF-8") from None
     except json.JSONDecodeError as error:
@@ -43,6 +46,15 @@ def parse_json(body: bytes, max_depth: int) -> Any:
     if "\\u" in text:
         _refuse_surrogates(value)
     return value
+
+
+def _infinite(constant: str) -> float:
+    raise HttpError(422, "invalid_request", f"the body holds {constant[:12]}, which is no number of JSON or too large")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    return value if math.isfinite(value) else _infinite(number)
 
 
 def _too_deep(most: int) -> HttpError:

@@ -239,6 +239,16 @@ def test_no_json_at_all_makes_a_500(live: LiveServer, body: object, path: str) -
     assert answer.status in (400, 404, 422) and answer.code
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "-1E+400", "9" * 400 + ".0"])
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions", "/v1/messages", "/ollama/api/chat"])
+def test_numbers_that_are_none_are_refused_where_any_value_is_taken(live: LiveServer, path: str, number: str) -> None:
+    """A response tells the tools that it was asked with: it would hold NaN too."""
+    tool = {"type": "function", "name": "f", "parameters": {"type": "object", "default": "NUMBER"}}
+    raw = json.dumps({"model": "echo", "input": "x", "messages": HELLO, "tools": [tool]})
+    answer = live.post(path, raw=raw.replace('"NUMBER"', number).encode())
+    assert answer.status == 400 and "no number of JSON" in answer.body.decode()
+
+
 @pytest.mark.parametrize(
     ("path", "field"),
     [
