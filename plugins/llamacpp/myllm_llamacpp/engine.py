@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from myllm_llamacpp.files import Files
     from myllm_llamacpp.model import Model as LlamaModel
     from myllm_llamacpp.offload import Split
+    from myllm_llamacpp.run import Stats
     from myllm_llamacpp.saver import Saver
-    from myllm_llamacpp.scheduler import Scheduler, Stats
+    from myllm_llamacpp.scheduler import Scheduler
     from myllm_llamacpp.vision import Vision
 
 _INSTALL = 'pip install "myllm[llamacpp]"'

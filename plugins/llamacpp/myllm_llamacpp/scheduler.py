@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,103 +13,23 @@ from myllm_core.engine import Sequence, TokenOut
 from myllm_core.errors import EngineError, InvalidRequest, MyllmError
 from myllm_core.refusals import refusal, too_long
 from myllm_core.sampler import Sampler, log_probabilities
-from myllm_llamacpp.context import Context, Floats, Ints, as_tokens
+from myllm_llamacpp.context import Context, as_tokens
 from myllm_llamacpp.draft import Drafter, Wish
 from myllm_llamacpp.pace import Pace
-from myllm_llamacpp.slots import History, Slot, Slots
-from myllm_llamacpp.speculate import NO_GUESS, Lookup, Rates
+from myllm_llamacpp.run import Part, Plan, Run, Stats
+from myllm_llamacpp.slots import History, Slots
+from myllm_llamacpp.speculate import Lookup, Rates
 
 if TYPE_CHECKING:
-    from myllm_llamacpp.vision import Span, Vision
+    from myllm_llamacpp.vision import Vision
 
 _COPIED = 4e9
 """Bytes that are copied out of the cache in a second, at least."""
 _SHORT_STEP = 0.005
 """Seconds of a step that was never measured."""
-_RESERVE = 64
-"""Tokens that each sequence is expected to write before another one may be admitted beside it."""
 
 _MOST_KEPT = 0.75
 """The share of a context that is never forgotten at most: the rest must be worth going on with."""
-
-
-@dataclass(slots=True)
-class Stats:
-    """Counters since loading; seconds of ``step`` include those of ``decode``."""
-
-    steps: int = 0
-    decode_seconds: float = 0.0
-    step_seconds: float = 0.0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    guessed_tokens: int = 0
-    right_guesses: int = 0
-    forced_tokens: int = 0
-    forgotten_tokens: int = 0
-    evictions: int = 0
-    preemptions: int = 0
-
-    @property
-    def overhead(self) -> float:
-        """The share of a step's time that isn't llama.cpp's forward pass."""
-        return 1 - self.decode_seconds / self.step_seconds if self.step_seconds else 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """The counters and the overhead as JSON values."""
-        return asdict(self) | {"overhead": self.overhead}
-
-
-@dataclass(slots=True, eq=False)
-class Run:
-    """A sequence at work. What isn't cached of its history is still to be read: a prompt, or its newest token."""
-
-    request: Sequence
-    history: History
-    sampler: Sampler
-    lookup: Lookup | None = None
-    slot: Slot | None = None
-    cached_tokens: int = 0
-    written: int = 0
-    forgotten: int = 0
-
-    @property
-    def pending(self) -> int:
-        """Tokens still to be read before the next one can be chosen."""
-        return self.history.length - (self.slot.cached if self.slot else 0)
-
-    @property
-    def image(self) -> Span | None:
-        """The next image that isn't all cached."""
-        cached = _slot(self).cached
-        return next((span for span in self.history.spans if span.end > cached), None)
-
-    @property
-    def text(self) -> int:
-        """Pending tokens before the next image; 0 when that comes first."""
-        image = self.image if self.history.spans else None
-        return self.pending if image is None else max(0, image.start - _slot(self).cached)
-
-    @property
-    def room(self) -> int:
-        """Cache cells that it needs soon."""
-        return self.history.length + max(0, min(self.request.max_tokens - self.written, _RESERVE))
-
-
-@dataclass(slots=True, eq=False)
-class Part:
-    """What a run has in the batch: so many of its pending tokens, and guesses of what comes after them.
-
-    Tokens that stand for rows of an image come with all ``rows`` of that image, and are alone in a batch.
-    """
-
-    run: Run
-    share: int
-    guess: Ints = field(default_factory=lambda: NO_GUESS)
-    rows: Floats | None = None
-
-
-Plan = list[Part]
 
 
 @dataclass(slots=True)
@@ -223,7 +143,7 @@ class Scheduler:
                 run.cached_tokens = run.slot.cached
 
     def _fits(self, run: Run) -> bool:
-        used = sum(min(other.room, self.context_size) - _slot(other).shared for other in self._running)
+        used = sum(min(other.room, self.context_size) - other.held.shared for other in self._running)
         return used + min(run.room, self.context_size) - self.slots.shareable(run.history) <= self.context.tokens
 
     def _retire(self) -> None:
@@ -238,7 +158,7 @@ class Scheduler:
         end = kept + (run.history.length - kept) // 2
         first, last = run.history.image_at(kept), run.history.image_at(end)
         kept, end = first.start if first else kept, last.end if last else end
-        run.history = self.slots.shift(_slot(run), kept, end)
+        run.history = self.slots.shift(run.held, kept, end)
         run.forgotten += end - kept
         self.stats.forgotten_tokens += end - kept
         if run.lookup is not None:
@@ -281,7 +201,7 @@ class Scheduler:
             return True
         self.stats.decode_seconds += perf_counter() - begin
         if rows is not None:
-            left = image.end - _slot(run).cached
+            left = image.end - run.held.cached
             most = min(max(1, self.pace.chunk(others) // (1 + half)), self.context.batch.rows)
             share = left if vision.non_causal else min(left, most)
             for part, row in self._run_batch([Part(run, share, rows=rows)]):
@@ -311,7 +231,7 @@ class Scheduler:
         if not parts or not drafter.payoff.wanted(len(plan)):
             return
         begin = perf_counter()
-        wishes = [Wish(_slot(part.run).id, part.run.history.tokens, self._left(part.run)) for part in parts]
+        wishes = [Wish(part.run.held.id, part.run.history.tokens, self._left(part.run)) for part in parts]
         drafter.guess(wishes, room)
         for part, wish in zip(parts, wishes, strict=True):
             part.guess = wish.guess
@@ -337,13 +257,13 @@ class Scheduler:
                 plan = self._make_room(plan)
                 continue
             for part in plan:
-                self.slots.forget(_slot(part.run))  # a part of the batch may be in the cache
+                self.slots.forget(part.run.held)  # a part of the batch may be in the cache
                 self._fail(part.run, EngineError(f"llama.cpp failed at this batch (code {code}); try again"))
             return []
         return []
 
     def _decode_image(self, part: Part) -> int:
-        run, slot, image = part.run, _slot(part.run), part.run.image
+        run, slot, image = part.run, part.run.held, part.run.image
         assert part.rows is not None and image is not None, "it was planned with rows"
         first = slot.cached - image.start
         places = image.places(run.history.position(image.start))[..., first : first + part.share]
@@ -356,7 +276,7 @@ class Scheduler:
         batch.clear()
         rows = []
         for part in plan:
-            run, slot = part.run, _slot(part.run)
+            run, slot = part.run, part.run.held
             tokens = run.history.slice(slot.cached, slot.cached + part.share)
             position = run.history.position(slot.cached) if run.history.spans else slot.cached
             if len(part.guess):
@@ -370,7 +290,7 @@ class Scheduler:
         streams = read = guessed = 0
         writing = []
         for part, row in zip(plan, rows, strict=True):
-            run, slot = part.run, _slot(part.run)
+            run, slot = part.run, part.run.held
             guessed += len(part.guess)
             if run.written and run.pending == 1:
                 streams += 1
@@ -404,7 +324,7 @@ class Scheduler:
         return []
 
     def _set_back(self, run: Run) -> None:
-        slot = _slot(run)
+        slot = run.held
         self.slots.give_up(slot)
         self.slots.release(slot)
         run.slot = None
@@ -419,7 +339,7 @@ class Scheduler:
             try:
                 outs.append(self._choose(run, row + len(outs)))
             except EngineError as error:
-                self.slots.forget(_slot(run))
+                self.slots.forget(run.held)
                 self._fail(run, error)
                 return outs
             if outs[-1].token != guess:
@@ -427,7 +347,7 @@ class Scheduler:
         if run.request.allowed is not None and run.request.logprobs is None:
             outs += self._force(run, run.request.allowed.forced(outs[-1].token))
         if len(part.guess):
-            self.slots.extend(_slot(run), len(outs) - 1)
+            self.slots.extend(run.held, len(outs) - 1)
             self.stats.right_guesses += len(outs) - 1
         return outs
 
@@ -466,8 +386,3 @@ class Scheduler:
             self.drafter.close()
         for sequence_id in list(self._runs):
             self.cancel(sequence_id)
-
-
-def _slot(run: Run) -> Slot:
-    assert run.slot is not None, "only running sequences are planned"
-    return run.slot
