@@ -126,12 +126,15 @@ def measure(case: EngineCase, replies: int, together: int) -> Seen:
     try:
         for name in SCHEMAS:  # the vocabulary is prepared once, and questions are read once
             _timed(pipe, [request(name, 0)])
+        lengths: list[int] = []  # a free round before a held one takes those of the last: how many run side by side
         for first in range(0, replies, together):
             asked = [(list(SCHEMAS)[at % len(SCHEMAS)], at) for at in range(first, min(first + together, replies))]
-            lengths = _round(pipe, seen, asked, None) if first // together % 2 == 0 else [80] * len(asked)
-            _round(pipe, seen, asked, lengths)
-            if first // together % 2:
-                _round(pipe, seen, asked, None)
+            free_first = bool(first // together % 2)
+            if free_first:
+                _round(pipe, seen, asked, lengths[: len(asked)])
+            lengths = _round(pipe, seen, asked, None)
+            if not free_first:
+                _round(pipe, seen, asked, lengths)
     finally:
         engine.close()
     return seen

@@ -109,14 +109,15 @@ class DecoderBackend:
         return [np.array(row, np.float32) for row in last], grown
 
     def _together(self, numbers: list[int]) -> _Cache:
-        """One cache for these sequences; what else was in theirs gets one of its own, so that no dead row is kept."""
+        """One cache for these sequences; what else was in theirs stays together, without them: no dead row is kept."""
         caches = {id(self._caches[number]): self._caches[number] for number in numbers}
         if len(caches) == 1 and self._caches[numbers[0]].numbers == numbers:
             return self._caches[numbers[0]]
         joined = self._joined(numbers)
-        for other in {number for cache in caches.values() for number in cache.numbers} - set(numbers):
-            if self._caches.get(other) in caches.values():
-                self._caches[other] = self._joined([other])
+        for cache in caches.values():
+            others = [other for other in cache.numbers if other not in numbers and self._caches.get(other) is cache]
+            if others:
+                self._caches |= dict.fromkeys(others, self._joined(others))
         return joined
 
     def _joined(self, numbers: list[int]) -> _Cache:
