@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -59,14 +59,20 @@ def check(
     reference: Annotated[
         str | None, typer.Option(metavar="REF", help="Test its downloader with this reference; it is fetched.")
     ] = None,
+    load_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A load option of its engines (repeatable), such as n_ctx=512."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Test a plugin against the contracts of what it offers; exit code 1 when a check fails."""
+    from myllm_cli.run import parsed_load_options
+
     cli: Cli = ctx.obj
     if importlib.util.find_spec("pytest") is None:
         raise PluginError('checking a plugin needs pytest; install it: pip install "myllm[test]"')
     plugins, plugin = _find(cli, name)
-    checks = _report(cli, plugins, plugin, model, reference)
+    checks = _report(cli, plugins, plugin, _Wishes(model, reference, parsed_load_options(load_option or [])))
     failed = any(item.outcome == "failed" for item in checks)
     if json:
         listed = [asdict(item) for item in checks]
@@ -75,6 +81,15 @@ def check(
         _print(plugin, checks)
     if failed:
         raise typer.Exit(1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wishes:
+    """What a plugin is to be tested with, where the user said so."""
+
+    model: str | None
+    reference: str | None
+    load_options: dict[str, Any]
 
 
 def _find(cli: Cli, name: str) -> tuple[Plugins, Plugin]:
@@ -87,15 +102,16 @@ def _find(cli: Cli, name: str) -> tuple[Plugins, Plugin]:
     raise NotFound(f"no plugin named {name} is installed; see: myllm plugins")
 
 
-def _report(cli: Cli, plugins: Plugins, plugin: Plugin, model: str | None, reference: str | None) -> list[Check]:
+def _report(cli: Cli, plugins: Plugins, plugin: Plugin, wishes: _Wishes) -> list[Check]:
     if plugin.error:
         return [Check("plugin", "it can be used", "failed", f"{plugin.error} (fix: {plugin.fix})")]
     checks = [Check("plugin", "it can be used", "ok")]
-    models, unchecked = _models(cli, plugins, plugin, model)
-    references = _references(plugins, plugin, reference)
+    models, unchecked = _models(cli, plugins, plugin, wishes.model)
+    _know(plugins, models, wishes.load_options)
+    references = _references(plugins, plugin, wishes.reference)
     if models or plugin.offers.keys() & {"downloaders", "session_stores"}:
         say(f"Checking {plugin.name}; this takes a minute or two …")
-        checks += _run(plugin, models, references)
+        checks += _run(plugin, models, references, wishes.load_options)
     return checks + unchecked
 
 
@@ -147,7 +163,19 @@ def _has_scheme(text: str, scheme: str) -> bool:
         return False
 
 
-def _run(plugin: Plugin, models: dict[str, Model], references: dict[str, str]) -> list[Check]:
+def _know(plugins: Plugins, models: dict[str, Model], options: dict[str, Any]) -> None:
+    """Raises ``InvalidOption`` for load options that the engines of ``models`` don't take."""
+    from myllm_core.runtime.choose import load_options
+
+    if options and not models:
+        raise InvalidRequest("--load-option: none of the plugin's engines is tested; pull a model for one")
+    for name, model in models.items():
+        load_options(plugins.engines()[name][1], model.manifest.load_options, options)
+
+
+def _run(
+    plugin: Plugin, models: dict[str, Model], references: dict[str, str], load_options: dict[str, Any]
+) -> list[Check]:
     from myllm_core.runtime.wire import pack_model
 
     point = plugin.entry_point
@@ -155,6 +183,7 @@ def _run(plugin: Plugin, models: dict[str, Model], references: dict[str, str]) -
         "plugin": [point.name, point.value, point.group],
         "models": {name: pack_model(model) for name, model in models.items()},
         "references": references,
+        "load_options": load_options,
     }
     with tempfile.TemporaryDirectory(prefix="myllm-check-", ignore_cleanup_errors=True) as folder:
         home = Path(folder)

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from myllm_cli.context import Cli
 from myllm_cli.terminal import say
 from myllm_core.errors import InvalidRequest, StorageError
 
@@ -34,6 +35,7 @@ _MODULES = {Kind.ENGINE: ("engine", "downloader"), Kind.DOWNLOADER: ("downloader
 
 
 def new(
+    ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The plugin's name; the package is called myllm-NAME.")],
     kind: Annotated[Kind, typer.Option(help="What it adds.")] = Kind.ENGINE,
     directory: Annotated[
@@ -44,6 +46,12 @@ def new(
     if not _NAME.fullmatch(name) or len(name) > 30:
         raise InvalidRequest(f"{name[:60]!r} can't be a plugin's name; use small letters, digits and dashes")
     target = directory or Path(f"myllm-{name}")
+    cli: Cli = ctx.obj
+    for plugin in cli.plugins.entries():
+        if plugin.name == name:
+            raise InvalidRequest(
+                f"a plugin named {name} is installed already ({plugin.distribution}); choose another name"
+            )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InvalidRequest(f"{target} is there already; give another place with --dir")
     for path, text in _package(name, kind).items():

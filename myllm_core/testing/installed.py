@@ -13,9 +13,7 @@ import pytest
 
 from myllm_core.discovery import Plugin
 from myllm_core.downloader import Downloader
-from myllm_core.engine import Engine
 from myllm_core.errors import SessionNotFound
-from myllm_core.models.manifest import Model
 from myllm_core.plugins import Plugins
 from myllm_core.runtime.wire import unpack_model
 from myllm_core.session_store import SessionStore
@@ -27,8 +25,8 @@ from myllm_core.testing.session_store import SessionStoreContract
 def contracts(order: Mapping[str, Any]) -> dict[str, type[Any]]:
     """Test classes by name, for pytest to collect.
 
-    ``order`` has ``plugin`` (name, value and group of its entry point), ``models`` (packed, by engine) and
-    ``references`` (by downloader).
+    ``order`` has ``plugin`` (name, value and group of its entry point), ``models`` (packed, by engine),
+    ``references`` (by downloader) and ``load_options`` (of its engines).
     """
     entry = Plugin(EntryPoint(*order["plugin"]))
     plugins = Plugins([entry], [], lambda text: None)
@@ -36,7 +34,9 @@ def contracts(order: Mapping[str, Any]) -> dict[str, type[Any]]:
     found: dict[str, type[Any]] = {}
     for name, (_, engine) in plugins.engines().items():
         if name in models:
-            found[_title("engine", name)] = _engine_tests(engine, unpack_model(models[name]))
+            found[_title("engine", name)] = _engine_tests(
+                EngineCase(engine, unpack_model(models[name]), order["load_options"])
+            )
     for downloader in {type(made) for made in plugins.downloaders().values()}:
         reference = order["references"].get(downloader.name, "")
         found[_title("downloader", downloader.name)] = _downloader_tests(downloader, reference)
@@ -50,11 +50,11 @@ def _title(kind: str, name: str) -> str:
     return f"Test_{kind}_{re.sub(r'[^a-z0-9]', '_', name)}"
 
 
-def _engine_tests(engine: type[Engine], model: Model) -> type[Any]:
+def _engine_tests(tested: EngineCase) -> type[Any]:
     class EngineTests(EngineContract):
         @pytest.fixture
         def case(self) -> EngineCase:
-            return EngineCase(engine, model)
+            return tested
 
     return EngineTests
 

@@ -90,6 +90,14 @@ def test_a_name_that_cant_be_a_package_is_refused(environment: dict[str, str], t
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("name", ["builtin", "taken"])
+def test_the_name_of_an_installed_plugin_is_refused(environment: dict[str, str], tmp_path: Path, name: str) -> None:
+    write_site(tmp_path / "site", {"taken": ""})
+    said = myllm(environment, "plugins", "new", name, "--dir", str(tmp_path / "new"), code=2)
+    assert f"a plugin named {name} is installed already" in said
+    assert not (tmp_path / "new").exists()
+
+
 def test_what_is_there_is_never_written_over(environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "pyproject.toml").write_text("mine")
@@ -132,6 +140,35 @@ def test_a_faulty_plugin_fails_and_says_where(environment: dict[str, str], tmp_p
     assert re.search(r"^  FAILED +a reference becomes files: .*KeyError.* \(at faulty\.py:9\)$", said, re.MULTILINE)
     broken = json.loads(myllm(environment, "plugins", "check", "broken", "--json", code=1))
     assert broken["ok"] is False and "no good" in broken["checks"][0]["reason"]
+
+
+OBEDIENT = """
+from myllm_core import LoadOption, hookimpl
+from sound_engines import SoundMessages
+
+class Obedient(SoundMessages):
+    name = "obedient"
+    formats = frozenset({"echo"})
+    load_options = (LoadOption("n_ctx", 4096, "tokens"),)
+    @classmethod
+    def load(cls, model, options, progress):
+        raise RuntimeError(f"a context of {options['n_ctx']}")
+
+@hookimpl
+def myllm_engines():
+    return [Obedient]
+"""
+
+
+def test_engines_are_checked_with_the_load_options_that_are_given(environment: dict[str, str], tmp_path: Path) -> None:
+    write_site(tmp_path / "site", {"obedient": OBEDIENT})
+    said = myllm(environment, "plugins", "check", "obedient", "--load-option", "n_ctx=512", code=2)
+    assert "none of the plugin's engines is tested" in said
+    myllm(environment, "pull", "echo")
+    said = myllm(environment, "plugins", "check", "obedient", "--load-option", "n_ctx=512", code=1)
+    assert re.search(r"^  FAILED +the facts are sane: .*a context of 512", said, re.MULTILINE)
+    said = myllm(environment, "plugins", "check", "obedient", "--load-option", "ctx=512", code=2)
+    assert said == "Error: the engine obedient has no load option ctx; known: n_ctx\n"
 
 
 def test_a_catalogue_may_name_what_other_plugins_fetch() -> None:

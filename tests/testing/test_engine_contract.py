@@ -52,9 +52,9 @@ class Base(EngineContract):
 class Lenient:
     @pytest.fixture(autouse=True)
     def _a_core_that_refuses_nothing(self, monkeypatch):
-        from myllm_core.runtime import runtime
+        from myllm_core.runtime import request
         from myllm_core.types import Sampling
-        monkeypatch.setattr(runtime, "sampling", lambda *args: Sampling())
+        monkeypatch.setattr(request, "sampling", lambda *args: Sampling())
 
 ALL = [SoundTokens, SeeingTokens, SoundMessages, EmbedsOnly, heavy_plugin.ImportsAtOnce, *faulty_engines.ENGINES[2:]]
 for cls in ALL:
