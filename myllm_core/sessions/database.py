@@ -172,7 +172,10 @@ class Database:
             raise StorageError(f"can't make the sessions file {self.path}: {error.strerror}; {_MAKE_ROOM}") from error
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        self._check_owner(connection)  # before anything is written into somebody else's file
+        # Before anything is written into somebody else's file; in one look, for another process may be making this one.
+        connection.execute("BEGIN")
+        self._check_owner(connection)
+        connection.execute("COMMIT")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = FULL")
         _use_wal(connection)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from myllm_core.sessions.sqlite import SQLiteStore
 from myllm_core.testing.session_store.given import texts
@@ -148,5 +152,28 @@ def test_processes_that_make_the_file_at_the_same_moment(tmp_path: Path, assert_
     release(processes)
     store = SQLiteStore(path)
     assert sorted(session.id for session in store.list_sessions()) == [f"s{number}" for number in range(6)]
+    store.close()
+    assert_sound(path)
+
+
+def test_a_file_that_another_one_makes_in_the_midst_of_opening_it(tmp_path: Path, assert_sound: Check) -> None:
+    path = tmp_path / "sessions.db"
+    other = start(OPEN_FIRST, path, 1)
+    assert other.stdin is not None and other.stdout is not None
+    assert other.stdout.readline() == "ready\n"
+    go = iter(["go\n"])
+
+    class Interrupted(sqlite3.Connection):
+        def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+            if "sqlite_master" in sql:  # the file's owner was read just before
+                other.stdin.write(next(go, ""))
+                other.stdin.flush()
+                with suppress(subprocess.TimeoutExpired):  # it waits for us, as it should
+                    other.wait(timeout=2)
+            return super().execute(sql, *parameters)
+
+    store = SQLiteStore(path, partial(sqlite3.connect, factory=Interrupted))
+    assert (*other.communicate(timeout=60), other.returncode) == ("", "", 0)
+    assert [session.id for session in store.list_sessions()] == ["s1"]
     store.close()
     assert_sound(path)
