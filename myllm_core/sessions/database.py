@@ -175,7 +175,7 @@ class Database:
         # Before anything is written into somebody else's file; in one look, for another process may be making this one.
         connection.execute("BEGIN")
         self._check_owner(connection)
-        connection.execute("ROLLBACK")  # nothing was written
+        connection.execute("END")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = FULL")
         _use_wal(connection)
