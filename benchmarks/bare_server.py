@@ -29,13 +29,13 @@ async def speak(streams: int, words: int) -> None:
 
 
 async def serve() -> None:
-    """Take ``STREAMS WORDS`` from a first connection's line each time, and stream to as many more."""
-    readers: list[asyncio.StreamWriter] = []
+    """Read a line ``STREAMS WORDS`` from each connection; stream to all when there are so many."""
+    writers: list[asyncio.StreamWriter] = []
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         streams, words = map(int, (await reader.readline()).split())
-        readers.append(writer)
-        if len(readers) == streams:
+        writers.append(writer)
+        if len(writers) == streams:
             await hand_on(streams, words)
 
     async def hand_on(streams: int, words: int) -> None:
@@ -44,11 +44,11 @@ async def serve() -> None:
         assert speaker.stdout is not None
         while said := await speaker.stdout.read(65536):
             for line in said.split():
-                readers[int(line)].write(FRAME)
+                writers[int(line)].write(FRAME)
         await speaker.wait()
-        for writer in readers:
+        for writer in writers:
             writer.close()
-        readers.clear()
+        writers.clear()
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
     print(f"listening on port:{server.sockets[0].getsockname()[1]}", flush=True)

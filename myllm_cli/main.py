@@ -82,9 +82,8 @@ def _ending(verbose: bool) -> Iterator[None]:
             sys.stdout.flush()
         except OSError:
             _discard_output()
-        said = f"can't write: {error.strerror}; make room where the output goes, then try again"
-        if error.filename:
-            said = f"{error.filename}: {error.strerror}"
+        unnamed = f"can't write: {error.strerror}; make room where the output goes, then try again"
+        said = f"{error.filename}: {error.strerror}" if error.filename else unnamed
         raise typer.Exit(_report(StorageError(said), verbose)) from None
 
 

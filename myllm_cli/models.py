@@ -154,6 +154,12 @@ def confirm(question: str, option: str) -> None:
         raise typer.Exit(1)
 
 
+def check_json_asks(json: bool, dry_run: bool, yes: bool) -> None:
+    """Refuse a command that would print JSON and ask. Raises ``InvalidRequest``."""
+    if json and not dry_run and not yes:
+        raise InvalidRequest("--json can't ask; say --dry-run or --yes with it")
+
+
 def seconds_of(text: str, option: str) -> float:
     """The seconds that an option gives, such as ``30d``. Raises ``InvalidRequest``."""
     from myllm_core.settings import parse_duration

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from myllm_cli.context import Cli
-from myllm_cli.models import JsonOption, confirm, seconds_of
+from myllm_cli.models import JsonOption, check_json_asks, confirm, seconds_of
 from myllm_cli.tables import print_json, print_table, size_text
 from myllm_cli.terminal import clean_line, say
-from myllm_core.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from myllm_core.models.leftovers import Leftover
@@ -32,8 +31,7 @@ def prune(
     from myllm_core.transfer.prune import prune as prune_
 
     cli: Cli = ctx.obj
-    if json and not dry_run and not yes:
-        raise InvalidRequest("--json can't ask; say --dry-run or --yes with it")
+    check_json_asks(json, dry_run, yes)
     found = find(cli.models, seconds_of(older_than, "--older-than"))
     total = size_text(sum(each.size for each in found))
     if not json:

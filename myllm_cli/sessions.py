@@ -15,7 +15,7 @@ import typer
 
 from myllm_cli.context import Cli
 from myllm_cli.lazy import STYLE
-from myllm_cli.models import JsonOption, confirm, seconds_of
+from myllm_cli.models import JsonOption, check_json_asks, confirm, seconds_of
 from myllm_cli.pictures import counted
 from myllm_cli.tables import print_json, print_table
 from myllm_cli.terminal import clean, clean_line, say
@@ -198,8 +198,7 @@ def prune(
     """Delete old sessions, and show them first. Asks on a terminal; off one, --yes is needed."""
     from myllm_core.sessions.age import delete_idle, idle_sessions
 
-    if json and not dry_run and not yes:
-        raise InvalidRequest("--json can't ask; say --dry-run or --yes with it")
+    check_json_asks(json, dry_run, yes)
     age = seconds_of(older_than, "--older-than")
     with session_store(ctx.obj) as store:
         found = idle_sessions(store, age)

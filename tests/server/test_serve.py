@@ -95,41 +95,36 @@ def test_uvloop_is_used_where_there_is_one(home: Path, tmp_path: Path, present: 
         assert "Traceback" not in server.log
 
 
+def serve_at_once(
+    home: Path, tmp_path: Path, *arguments: str, timeout: float = 120, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """What a server said that doesn't come up."""
+    return subprocess.run(
+        [sys.executable, "-m", "myllm_cli", "serve", *arguments],
+        env=environment(home, tmp_path, **settings),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
 def test_a_port_in_use_is_one_line(home: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = subprocess.run(
-            [sys.executable, "-m", "myllm_cli", "serve", "--port", str(port)],
-            env=environment(home, tmp_path),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        done = serve_at_once(home, tmp_path, "--port", str(port))
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and str(port) in done.stderr and "in use" in done.stderr
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1", "256.1.1.1", "a" * 70 + ".example"])
 def test_a_host_that_cant_be_bound_is_one_line(home: Path, tmp_path: Path, host: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "myllm_cli", "serve", "--port", "0", "--host", host],
-        env=environment(home, tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = serve_at_once(home, tmp_path, "--port", "0", "--host", host)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and host in done.stderr
     assert "--host 127.0.0.1" in done.stderr and "--port 0" not in done.stderr, "another port wouldn't help"
 
 
 def test_a_wrong_origin_in_the_settings_is_one_line(home: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "myllm_cli", "serve", "--port", "0"],
-        env=environment(home, tmp_path, MYLLM_CORS_ORIGINS='["*"]'),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = serve_at_once(home, tmp_path, "--port", "0", MYLLM_CORS_ORIGINS='["*"]')
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "cors_origins" in done.stderr
 
 
@@ -230,11 +225,5 @@ def test_old_sessions_are_deleted_at_the_start(home: Path, tmp_path: Path) -> No
 
 
 def test_an_age_under_an_hour_is_refused(home: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "myllm_cli", "serve", "--port", "0"],
-        env=environment(home, tmp_path, MYLLM_SESSION_MAX_AGE="59m"),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = serve_at_once(home, tmp_path, "--port", "0", timeout=60, MYLLM_SESSION_MAX_AGE="59m")
     assert done.returncode == 2 and "session_max_age" in done.stderr and done.stderr.count("\n") == 1
